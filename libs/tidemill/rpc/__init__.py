@@ -1,0 +1,1 @@
+"""gRPC servers and callers as every service of the platform uses them."""

@@ -1,0 +1,98 @@
+"""The interceptor of asyncio servers.
+
+Every call runs in a task of its own, so what is attached to its context needs no detaching. Streaming handlers must be
+async generators; health and reflection, which are not, pass by.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Optional, TypeAlias
+
+import grpc
+from grpc_status import rpc_status
+
+from tidemill import errors
+from tidemill.rpc.observe import Call, Observer, unobserved
+
+Handler: TypeAlias = Optional["grpc.RpcMethodHandler[Any, Any]"]
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class AioInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every handler of an asyncio server with an `Observer`."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        """The handler that was found, wrapped."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or unobserved(method):
+            return handler  # type: ignore[no-any-return]
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.response_streaming:
+            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            return make(self._streaming(method, behaviour), **codec)
+        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        make_unary = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        return make_unary(self._unary(method, behaviour), **codec)
+
+    def _begin(self, method: str, context: Context) -> Call:
+        metadata = context.invocation_metadata() or ()
+        left = context.time_remaining()
+        return self._observer.begin(method, metadata, context.peer(), left)
+
+    def _unary(self, method: str, behaviour: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def handle(request: Any, context: Context) -> Any:
+            call = self._begin(method, context)
+            try:
+                call.authorize()
+                response = await behaviour(request, context)
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
+                await _abort(context, call, error)
+            call.succeed()
+            return response
+
+        return handle
+
+    def _streaming(
+        self, method: str, behaviour: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        async def handle(request: Any, context: Context) -> AsyncIterator[Any]:
+            call = self._begin(method, context)
+            try:
+                call.authorize()
+                async for response in behaviour(request, context):
+                    yield response
+            except (asyncio.CancelledError, GeneratorExit):
+                call.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
+                await _abort(context, call, error)
+            call.succeed()
+
+        return handle
+
+
+async def _abort(context: Context, call: Call, error: Exception) -> None:
+    if isinstance(error, grpc.RpcError):  # reading the request stream failed: the caller has gone
+        error = errors.Cancelled("the request stream broke off", reason="STREAM_BROKEN")
+    await context.abort_with_status(rpc_status.to_status(call.fail(error)))

@@ -1,0 +1,148 @@
+"""A gRPC server with health, reflection, observation of every call, and a drain; on asyncio or on threads."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer as AioHealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from tidemill import errors
+from tidemill.rpc.aioserver import AioInterceptor
+from tidemill.rpc.observe import Observer
+from tidemill.rpc.options import CONTROL_MESSAGE, server_options
+from tidemill.rpc.threadserver import ThreadInterceptor
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service to be served.
+
+    Args:
+        add: the generated `add_XServicer_to_server`.
+        servicer: the implementation: coroutines and async generators on asyncio, plain functions on threads.
+        name: full name of the service, for health and reflection.
+    """
+
+    add: Callable[[Any, Any], None]
+    servicer: Any
+    name: str
+
+    @classmethod
+    def of(cls, add: Callable[[Any, Any], None], servicer: Any, descriptor: ServiceDescriptor) -> "Service":
+        """A service named by its descriptor."""
+        return cls(add, servicer, str(descriptor.full_name))
+
+
+class Server(Protocol):
+    """What an app needs of its server."""
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port (a free one for 0). Raises `Unavailable` with PORT_IN_USE."""
+
+    async def set_serving(self, serving: bool) -> None:
+        """Let health say SERVING or NOT_SERVING."""
+
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls, and end the others after `grace` seconds at most."""
+
+
+class AioServer:
+    """Serves on the running asyncio loop: for control services and for many waiting streams."""
+
+    def __init__(self, services: Sequence[Service], observer: Observer, max_message: int = CONTROL_MESSAGE) -> None:
+        self._services = list(services)
+        self._server = grpc.aio.server(
+            interceptors=[AioInterceptor(observer)], options=server_options(max_message), maximum_concurrent_rpcs=1024
+        )
+        self._health = AioHealthServicer()
+        _register(self._server, self._services, self._health)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            Unavailable: with reason PORT_IN_USE.
+        """
+        await self.set_serving(False)
+        chosen = _bind(self._server, host, port)
+        await self._server.start()
+        return chosen
+
+    async def set_serving(self, serving: bool) -> None:
+        """Let health say SERVING or NOT_SERVING for the server and each service."""
+        for name in ("", *(service.name for service in self._services)):
+            await self._health.set(name, _status(serving))
+
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls, and end the others after `grace` seconds at most."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+
+class ThreadServer:
+    """Serves on a pool of threads: for bulk data, where it is faster than asyncio. A waiting call holds its thread."""
+
+    def __init__(
+        self, services: Sequence[Service], observer: Observer, *, threads: int, max_message: int = CONTROL_MESSAGE
+    ) -> None:
+        self._services = list(services)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        self._server = grpc.server(
+            self._pool,
+            interceptors=[ThreadInterceptor(observer)],
+            options=server_options(max_message),
+            maximum_concurrent_rpcs=threads * 4,
+        )
+        self._health = health.HealthServicer()
+        _register(self._server, self._services, self._health)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            Unavailable: with reason PORT_IN_USE.
+        """
+        await self.set_serving(False)
+        chosen = _bind(self._server, host, port)
+        self._server.start()
+        return chosen
+
+    async def set_serving(self, serving: bool) -> None:
+        """Let health say SERVING or NOT_SERVING for the server and each service."""
+        for name in ("", *(service.name for service in self._services)):
+            self._health.set(name, _status(serving))
+
+    async def stop(self, grace: float) -> None:
+        """Say NOT_SERVING, take no new calls, and end the others after `grace` seconds at most."""
+        self._health.enter_graceful_shutdown()
+        stopped = self._server.stop(grace)
+        await asyncio.to_thread(stopped.wait)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _status(serving: bool) -> Any:
+    return health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def _register(server: Any, services: Sequence[Service], health_servicer: Any) -> None:
+    for service in services:
+        service.add(service.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    names = [*(service.name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server)
+
+
+def _bind(server: Any, host: str, port: int) -> int:
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return int(server.add_insecure_port(target))
+    except RuntimeError as error:
+        raise errors.Unavailable(
+            f"cannot listen on {target}: is the port in use?", reason="PORT_IN_USE", metadata={"address": target}
+        ) from error

@@ -1,0 +1,70 @@
+"""The flat vector of a model's parameters, and the blocks it is cut into.
+
+The flat vector holds every tensor in row-major order, one after the other, as float32, so small tensors share blocks.
+A block has at most 2^18 elements (1 MiB): the size at which gRPC streams are fastest, and a cut that keeps vectorized
+optimizers on the same lanes. Blocks do not follow tensor borders: element-wise optimizers do not care.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+BLOCK = 2**18
+"""Most elements of a block."""
+_ALIGNMENT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of consecutive elements of the flat vector."""
+
+    index: int
+    offset: int
+    elements: int
+
+    @property
+    def slice(self) -> slice:
+        """Where it lies in the flat vector."""
+        return slice(self.offset, self.offset + self.elements)
+
+
+def cut(elements: int, shards: int) -> list[Block]:
+    """The blocks of a flat vector of `elements`, spread evenly enough that every one of `shards` can have some.
+
+    Blocks are as large as allowed, but no larger than a shard's even share, rounded up to 1024 elements.
+    """
+    share = math.ceil(elements / shards)
+    size = min(BLOCK, max(_ALIGNMENT, math.ceil(share / _ALIGNMENT) * _ALIGNMENT))
+    return [Block(index, offset, min(size, elements - offset)) for index, offset in enumerate(range(0, elements, size))]
+
+
+def assign(blocks: Sequence[Block], shards: int) -> list[list[Block]]:
+    """For each shard its blocks in order of index: the largest first to whoever has least (ties: the lowest shard)."""
+    loads = [0] * shards
+    parts: list[list[Block]] = [[] for _ in range(shards)]
+    for block in sorted(blocks, key=lambda b: (-b.elements, b.index)):
+        shard = loads.index(min(loads))
+        loads[shard] += block.elements
+        parts[shard].append(block)
+    return [sorted(part, key=lambda b: b.index) for part in parts]
+
+
+def total(shapes: Iterable[Sequence[int]]) -> int:
+    """Number of elements of all tensors of these shapes."""
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def views(flat: Array, shapes: Sequence[Sequence[int]]) -> list[Array]:
+    """The tensors in a flat vector, as views of it."""
+    out = []
+    position = 0
+    for shape in shapes:
+        size = math.prod(shape)
+        out.append(flat[position : position + size].reshape(tuple(shape)))
+        position += size
+    return out
