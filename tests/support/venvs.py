@@ -21,7 +21,7 @@ def venv(name: str, constraints_file: Path | None = None) -> Path:
     python = folder / "bin" / "python"
     ready = folder / f".ready-{hashlib.sha256(constraints.read_bytes()).hexdigest()[:16]}"
     folder.parent.mkdir(exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready.exists():
             _run(sys.executable, "-m", "venv", "--clear", str(folder))
