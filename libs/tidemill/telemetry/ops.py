@@ -59,7 +59,7 @@ class OpsServer:
                 """A client that hangs up is nobody's error."""
 
         self._server = Server((host, port), Handler)
-        threading.Thread(target=self._server.serve_forever, name="ops", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="ops", daemon=True).start()
         return int(self._server.server_address[1])
 
     def stop(self) -> None:
