@@ -6,7 +6,7 @@ transaction share its revision.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeAlias
@@ -152,7 +152,7 @@ class Kv(ABC):
         return await self.txn([], [Delete(key, prefix)])
 
     @abstractmethod
-    def watch(self, prefix: str, from_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: str, from_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """All changes under `prefix` from `from_revision` on, each exactly once and in order, for ever.
 
         Breaks of the connection are mended inside, without loss or repetition. Batches without events may come
