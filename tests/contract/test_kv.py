@@ -12,7 +12,7 @@ from tests.support.etcd import EtcdServer
 from tests.support.kv import read_until, read_watch, replay, shown
 from tests.support.wait import until
 from tidemill import errors
-from tidemill.kv.base import CompactedError, Compare, Delete, Entry, Event, EventType, Kv, Put
+from tidemill.kv.base import CompactedError, Compare, Delete, Entry, Event, EventType, Kv, Operation, Put
 from tidemill.kv.etcd import EtcdKv
 from tidemill.kv.sqlite import SqliteKv
 
