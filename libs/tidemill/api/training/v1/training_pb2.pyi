@@ -179,7 +179,7 @@ class JobSpec(_message.Message):
     alias: _builtins.str
     """Alias to point at the new version, for example `champion`; empty = none."""
     max_restarts: _builtins.int
-    """Times a dead worker is replaced, over the whole job, 0 to 100."""
+    """Times a dead worker is replaced, over the whole job, 0 to 100; 0 = never, not set = 3."""
     code_revision: _builtins.str
     """Revision of the code that asks for the training, recorded as lineage; at most 128 characters."""
     @_builtins.property
@@ -218,14 +218,16 @@ class JobSpec(_message.Message):
         early_stopping: Global___EarlyStopping | None = ...,
         register_as: _builtins.str = ...,
         alias: _builtins.str = ...,
-        max_restarts: _builtins.int = ...,
+        max_restarts: _builtins.int | None = ...,
         code_revision: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "early_stopping", b"early_stopping", "model", b"model", "optimizer", b"optimizer", "split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "dataset", b"dataset", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "batch_size", b"batch_size", "code_revision", b"code_revision", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "code_revision", b"code_revision", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
+    _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_restarts) -> _WhichOneofReturnType__max_restarts | None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
@@ -532,6 +534,7 @@ class Job(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -544,6 +547,8 @@ class Job(_message.Message):
     """W3C traceparent of the call that created it. Output only."""
     etag: _builtins.str
     """Changes with every stored change. Output only."""
+    waiting: _builtins.str
+    """What it waits for, in words, for example `waits for 2 parameter shards, 1 is live`; empty = nothing. Output only."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What to train."""
@@ -593,10 +598,11 @@ class Job(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        waiting: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceparent", b"traceparent", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1080,7 +1086,7 @@ class HeartbeatRequest(_message.Message):
     loss: _builtins.float
     """Training loss of its last step, mean over its samples."""
     samples: _builtins.int
-    """Samples that it has used since it started."""
+    """Samples that this process has used since it started."""
     def __init__(
         self,
         *,
@@ -1107,7 +1113,9 @@ class HeartbeatResponse(_message.Message):
 
     STOP_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
-    """Stop at once and end: the job is cancelled or failed, or another process has this rank now."""
+    """Stop at once and end: the job is cancelled or failed, another process has this rank now, or the training is over and
+    this is not rank 0, which alone exports.
+    """
     def __init__(
         self,
         *,

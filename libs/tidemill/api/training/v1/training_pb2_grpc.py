@@ -105,14 +105,15 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing.
+        """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
+        the moment on that its version is being registered: it ends by itself then.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteJob(self, request, context):
-        """Deletes a job that has ended, with its logs; what it registered stays.
+        """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -413,7 +414,8 @@ class TrainingService(object):
 
 
 class WorkerServiceStub(object):
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone.
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
     """
 
     def __init__(self, channel):
@@ -450,7 +452,8 @@ class WorkerServiceStub(object):
 
 
 class WorkerServiceServicer(object):
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone.
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
     """
 
     def GetTask(self, request, context):
@@ -525,7 +528,8 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService(object):
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone.
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
     """
 
     @staticmethod

@@ -43,9 +43,11 @@ class TrainingServiceStub:
     ListJobs: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListJobsRequest, _training_pb2.ListJobsResponse]
     """Lists jobs, newest first."""
     CancelJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.Job]
-    """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing."""
+    """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
+    the moment on that its version is being registered: it ends by itself then.
+    """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]
-    """Deletes a job that has ended, with its logs; what it registered stays."""
+    """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.Job]
     """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
     and ends after the final state.
@@ -69,9 +71,11 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     ListJobs: _aio.UnaryUnaryMultiCallable[_training_pb2.ListJobsRequest, _training_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Lists jobs, newest first."""
     CancelJob: _aio.UnaryUnaryMultiCallable[_training_pb2.CancelJobRequest, _training_pb2.Job]  # type: ignore[assignment]
-    """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing."""
+    """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
+    the moment on that its version is being registered: it ends by itself then.
+    """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a job that has ended, with its logs; what it registered stays."""
+    """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.Job]  # type: ignore[assignment]
     """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
     and ends after the final state.
@@ -116,7 +120,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.CancelJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
-        """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing."""
+        """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
+        the moment on that its version is being registered: it ends by itself then.
+        """
 
     @_abc_1.abstractmethod
     def DeleteJob(
@@ -124,7 +130,7 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.DeleteJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a job that has ended, with its logs; what it registered stays."""
+        """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -155,7 +161,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class WorkerServiceStub:
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone."""
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -174,7 +182,9 @@ class WorkerServiceStub:
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone."""
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTask: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTaskRequest, _training_pb2.Task]  # type: ignore[assignment]
@@ -189,7 +199,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Why the worker cannot go on; a fault that a new worker would meet again is final and fails the job."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What worker processes call. Every call carries the token that the launcher gave to that process alone."""
+    """What worker processes call. Every call carries the token that the launcher gave to that process alone: ABORTED when
+    another process has its rank now, UNAUTHENTICATED when the token is of no job at work. Either way the worker ends.
+    """
 
     @_abc_1.abstractmethod
     def GetTask(
