@@ -1,0 +1,103 @@
+"""`tidemill up`: the whole platform on this machine, without anything else installed."""
+
+import argparse
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tidemill.cli.commands.base import Command
+from tidemill.cli.stack import INFERENCE, MANAGEMENT, OIP_REST, TFS_REST, Stack
+from tidemill.cli.supervisor import Supervisor, console
+from tidemill.config import environ
+from tidemill.errors import FailedPrecondition, Unavailable
+
+START_SECONDS = 60.0
+
+
+class Up(Command):
+    """Starts the embedded stack and keeps it running until Ctrl-C."""
+
+    help = "run all services on this machine, on loopback, until Ctrl-C"
+
+    def arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its flags."""
+        variables = environ()
+        default = variables.get("TIDEMILL_DATA", "tidemill-data")
+        parser.add_argument("--data", type=Path, default=default, help="directory of all data (%(default)s)")
+        parser.add_argument("--port-offset", type=int, default=0, help="added to every port (%(default)s)")
+        parser.add_argument("--shards", type=int, default=2, help="parameter-server processes (%(default)s)")
+        parser.add_argument("--quiet", action="store_true", help="do not show the services' log lines")
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Run until stopped; 0 after Ctrl-C or SIGTERM."""
+        stack = Stack(data=options.data.resolve(), port_offset=options.port_offset, shards=options.shards)
+        stack.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(stack):
+            return asyncio.run(_run(stack, options.quiet))
+
+
+@contextmanager
+def _locked(stack: Stack) -> Iterator[None]:
+    """Hold the data directory, and say in it where the services are, so that commands find them."""
+    path = stack.data / "up.json"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FailedPrecondition(f"another `tidemill up` runs on {stack.data}", reason="DATA_IN_USE") from None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "port_offset": stack.port_offset, **stack.addresses}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+async def _run(stack: Stack, quiet: bool) -> int:
+    programs = stack.programs()
+    show = console(max(len(program.name) for program in programs), sys.stderr)
+    supervisor = Supervisor(programs, stack.data / "logs", (lambda name, line: None) if quiet else show)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        starting = asyncio.create_task(supervisor.start(START_SECONDS))
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            return 0
+        await starting
+        print(_welcome(stack), flush=True)
+        running = asyncio.create_task(supervisor.run())
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            await running
+        running.cancel()
+        return 0
+    except Unavailable as error:
+        print(f"tidemill: {error.message}", file=sys.stderr)
+        return 2
+    finally:
+        stopped.cancel()
+        await supervisor.stop()
+
+
+def _welcome(stack: Stack) -> str:
+    return f"""
+Tidemill is ready. Data: {stack.data}
+
+  REST, documentation    http://{stack.address(MANAGEMENT)}/docs
+  Open Inference         gRPC {stack.address(INFERENCE)}   REST http://{stack.address(OIP_REST)}
+  TensorFlow Serving     REST http://{stack.address(TFS_REST)}
+
+Ctrl-C stops it.
+"""
