@@ -55,7 +55,7 @@ Global___EventType: _TypeAlias = EventType  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model: a name under which versions are kept."""
+    """A model: a name under which versions are kept. Stored, it takes at most 256 KiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -93,7 +93,9 @@ class Model(_message.Message):
     latest_version: _builtins.int
     """Highest version number given so far; 0 = none. Output only."""
     etag: _builtins.str
-    """Changes with every write of this resource; send it back to make a write conditional. Output only."""
+    """Changes with every write of this resource; send it back to make a write conditional. It is the revision of the event
+    that wrote it, in quotes. A new version changes `latest_version`, but neither this nor `update_time`. Output only.
+    """
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free key-value pairs; keys are valid names, values at most 1024 characters, at most 64 pairs."""
@@ -136,15 +138,15 @@ class Signature(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
-        """Input tensors; -1 marks free dimensions."""
+        """Input tensors, at most 64; -1 marks free dimensions."""
 
     @_builtins.property
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
-        """Output tensors."""
+        """Output tensors, at most 64."""
 
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the classes in order of index; empty when the model does not classify."""
+        """Names of the classes in order of index, at most 10000 of at most 256 characters; empty when the model does not classify."""
 
     def __init__(
         self,
@@ -174,12 +176,12 @@ class Lineage(_message.Message):
     job: _builtins.str
     """Job that made it, `jobs/{job}`; empty when it was made elsewhere."""
     code_revision: _builtins.str
-    """Revision of the code that trained it."""
+    """Revision of the code that trained it, at most 256 printable characters."""
     traceparent: _builtins.str
     """W3C traceparent of the trace that made it; later work on this version joins that trace."""
     @_builtins.property
     def dataset_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """SHA-256 digests of the data sets it was trained on."""
+        """SHA-256 digests of the data sets it was trained on, at most 64."""
 
     def __init__(
         self,
@@ -199,7 +201,7 @@ Global___Lineage: _TypeAlias = Lineage  # noqa: Y015
 
 @_typing.final
 class ModelVersion(_message.Message):
-    """One immutable version of a model."""
+    """One immutable version of a model. Stored, it takes at most 256 KiB."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,11 +263,11 @@ class ModelVersion(_message.Message):
     version: _builtins.int
     """Number, from 1 up by 1. Output only."""
     format: _builtins.str
-    """Format of the model file: `onnx`. Required."""
+    """Format of the model file: `onnx`; a valid name. Required."""
     artifact: _builtins.str
     """Digest of the artifact manifest that holds the files, 64 hexadecimal digits. Required."""
     description: _builtins.str
-    """Text for people; mutable."""
+    """Text for people, at most 8192 characters; mutable."""
     etag: _builtins.str
     """Changes with every write of this resource. Output only."""
     @_builtins.property
@@ -278,11 +280,11 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Measured quality and parity, for example `accuracy` -> 0.98; finite numbers."""
+        """Measured quality and parity, for example `accuracy` -> 0.98; at most 256 finite numbers, keys are valid names."""
 
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free key-value pairs; mutable."""
+        """Free key-value pairs, as for a model; mutable."""
 
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -323,7 +325,7 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class Alias(_message.Message):
-    """A moving name for one version of a model."""
+    """A moving name for one version of a model; a model has at most 100."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -370,7 +372,9 @@ class CreateModelRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Makes a repeated call return the first one's answer; at most 128 characters; empty = off."""
+    """Makes a repeated call return the first one's answer, as long as the event of that one is in the log; with other content
+    it is INVALID_ARGUMENT. At most 128 characters; empty = off.
+    """
     @_builtins.property
     def model(self) -> Global___Model:
         """The model; `name` is required, output-only fields are ignored."""
@@ -421,11 +425,13 @@ class ListModelsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Most models to return; 0 = 100; at most 1000."""
+    """Most models to return; 0 = 100; at most 1000. Fewer may come although there are more: only the token tells."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty = first page. Valid only with the same filter."""
     filter: _builtins.str
-    """Conditions joined by AND: `tags.KEY = "VALUE"`, `name = "models/x*"` (trailing star = prefix); empty = all."""
+    """Conditions joined by AND: `tags.KEY = "VALUE"`, `name = "models/x*"` (trailing star = prefix); empty = all. Texts are
+    quoted as in JSON. At most 16 conditions and 4096 characters.
+    """
     def __init__(
         self,
         *,
@@ -453,7 +459,7 @@ class ListModelsResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty = this was the last."""
     revision: _builtins.int
-    """Event-log revision the page reflects; watch from this + 1."""
+    """Event-log revision the page reflects; watch from this + 1, after several pages from that of the first."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
         """The models."""
@@ -545,7 +551,7 @@ class CreateModelVersionRequest(_message.Message):
     parent: _builtins.str
     """The model, `models/{model}`; it must exist."""
     request_id: _builtins.str
-    """Makes a repeated call return the first one's answer; empty = off."""
+    """Makes a repeated call return the first one's answer; rules as for a model. Empty = off."""
     @_builtins.property
     def model_version(self) -> Global___ModelVersion:
         """The version; `format` and `artifact` are required, output-only fields are ignored."""
@@ -600,12 +606,13 @@ class ListModelVersionsRequest(_message.Message):
     parent: _builtins.str
     """The model, `models/{model}`."""
     page_size: _builtins.int
-    """Most versions to return; 0 = 100; at most 1000."""
+    """Most versions to return; 0 = 100; at most 1000. Fewer may come although there are more: only the token tells."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty = first page."""
     filter: _builtins.str
     """Conditions joined by AND: `tags.KEY = "VALUE"`, `metrics.KEY >= NUMBER` (also < <= > = !=), `artifact = "…"`,
-    `format = "…"`, `lineage.job = "…"`; empty = all.
+    `format = "…"`, `lineage.job = "…"`; empty = all. A version without the metric meets no condition on it. Limits as for
+    models.
     """
     def __init__(
         self,
@@ -635,7 +642,7 @@ class ListModelVersionsResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty = this was the last."""
     revision: _builtins.int
-    """Event-log revision the page reflects; watch from this + 1."""
+    """Event-log revision the page reflects; watch from this + 1, after several pages from that of the first."""
     @_builtins.property
     def model_versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
         """The versions."""
@@ -775,7 +782,7 @@ class ListAliasesRequest(_message.Message):
     parent: _builtins.str
     """The model, `models/{model}`; `models/-` = of every model."""
     page_size: _builtins.int
-    """Most aliases to return; 0 = 100; at most 1000."""
+    """Most aliases to return; 0 = 100; at most 1000. Fewer may come although there are more: only the token tells."""
     page_token: _builtins.str
     """`next_page_token` of the page before; empty = first page."""
     def __init__(
@@ -805,7 +812,7 @@ class ListAliasesResponse(_message.Message):
     next_page_token: _builtins.str
     """Token of the next page; empty = this was the last."""
     revision: _builtins.int
-    """Event-log revision the page reflects; watch from this + 1."""
+    """Event-log revision the page reflects; watch from this + 1, after several pages from that of the first."""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alias]:
         """The aliases."""
@@ -860,7 +867,7 @@ class WatchRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
-    """First revision to send; 0 = from now on."""
+    """First revision to send, at most the last one + 1; 0 = from now on."""
     model: _builtins.str
     """Only changes of this model and what belongs to it, `models/{model}`; empty = all."""
     def __init__(
@@ -989,15 +996,18 @@ class Instance(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `instances/{service}.{id}`. Output only."""
     service: _builtins.str
-    """The service: `parameters`, `inference` …; a valid name."""
+    """The service: `parameters`, `inference` …; a valid name without dots."""
     address: _builtins.str
     """`host:port` where it answers gRPC."""
+    etag: _builtins.str
+    """Changes with every registration: send it back to renew or withdraw this one, and not what has replaced it. Output only."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free key-value pairs, as for a model."""
+        """Free key-value pairs, as for a model, but at most 2048 characters together."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
@@ -1016,10 +1026,11 @@ class Instance(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "create_time", b"create_time", "labels", b"labels", "name", b"name", "service", b"service", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "create_time", b"create_time", "etag", b"etag", "labels", b"labels", "name", b"name", "service", b"service", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1034,7 +1045,9 @@ class RegisterInstanceRequest(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
-    """Identifier chosen by the instance, a valid name; an earlier instance with the same one is replaced."""
+    """Identifier chosen by the instance, a valid name that together with the service has at most 127 characters; an earlier
+    instance with the same one is replaced.
+    """
     @_builtins.property
     def instance(self) -> Global___Instance:
         """The instance; `service`, `address` and `ttl` are required."""
@@ -1060,16 +1073,20 @@ class RenewInstanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`instances/{service}.{id}`."""
+    etag: _builtins.str
+    """Only when the instance still has this etag; empty = whatever it is."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1082,16 +1099,20 @@ class DeregisterInstanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`instances/{service}.{id}`."""
+    etag: _builtins.str
+    """Only when the instance still has this etag; empty = whatever it is."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1128,7 +1149,7 @@ class ListInstancesResponse(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
-        """The instances, at most 1000."""
+        """The instances."""
 
     def __init__(
         self,

@@ -28,6 +28,9 @@ if _version_not_supported:
 
 class RegistryServiceStub(object):
     """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
     """
 
     def __init__(self, channel):
@@ -115,6 +118,9 @@ class RegistryServiceStub(object):
 
 class RegistryServiceServicer(object):
     """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
     """
 
     def CreateModel(self, request, context):
@@ -146,7 +152,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Deletes a model without versions; with `force` its versions and aliases too.
+        """Deletes a model without versions; with `force` its versions and aliases too. FAILED_PRECONDITION when it has versions
+        and `force` is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,7 +167,7 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetModelVersion(self, request, context):
-        """Reads one version, by number.
+        """Reads one version, by number or alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,7 +195,8 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on.
+        """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on. An alias
+        that points there already stays as it is: no event, the same etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,8 +224,10 @@ class RegistryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Streams every change from a revision on, each once and in order, for ever. OUT_OF_RANGE when the log was trimmed
-        beyond that revision: list, then watch from the list's revision + 1.
+        """Streams every change from a revision on, each once and in order, for ever. The first response comes at once, perhaps
+        without events; later ones without events are signs of life. OUT_OF_RANGE when the log was trimmed beyond that revision
+        (EVENTS_TRIMMED) or does not reach it (FUTURE_REVISION): list, then watch from the list's revision + 1. UNAVAILABLE when
+        the server stops: watch again from the last response's revision + 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -311,6 +321,9 @@ def add_RegistryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RegistryService(object):
     """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
     """
 
     @staticmethod
@@ -756,14 +769,15 @@ class DiscoveryServiceServicer(object):
     """
 
     def RegisterInstance(self, request, context):
-        """Announces an instance under a new lease.
+        """Announces an instance under a new lease. RESOURCE_EXHAUSTED when there are 1000 already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewInstance(self, request, context):
-        """Renews an instance's lease. NOT_FOUND when it has ended: register again.
+        """Renews an instance's lease. NOT_FOUND when it has ended: register again. ABORTED when the etag has moved on: another
+        process has registered under the same name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

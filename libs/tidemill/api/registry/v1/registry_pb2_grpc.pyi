@@ -30,7 +30,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
-    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`."""
+    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -45,11 +49,13 @@ class RegistryServiceStub:
     UpdateModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]
     """Changes the fields of a model that the mask names. ABORTED when the etag has moved on."""
     DeleteModel: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]
-    """Deletes a model without versions; with `force` its versions and aliases too."""
+    """Deletes a model without versions; with `force` its versions and aliases too. FAILED_PRECONDITION when it has versions
+    and `force` is not set.
+    """
     CreateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]
     """Adds the next version of a model. Its content never changes afterwards, tags and description excepted."""
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]
-    """Reads one version, by number."""
+    """Reads one version, by number or alias."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
     """Lists versions of one model in rising order of number."""
     UpdateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelVersionRequest, _registry_pb2.ModelVersion]
@@ -57,7 +63,9 @@ class RegistryServiceStub:
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _empty_pb2.Empty]
     """Deletes a version; FAILED_PRECONDITION while an alias points at it."""
     SetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Alias]
-    """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on."""
+    """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on. An alias
+    that points there already stays as it is: no event, the same etag.
+    """
     GetAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetAliasRequest, _registry_pb2.Alias]
     """Reads one alias."""
     ListAliases: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListAliasesRequest, _registry_pb2.ListAliasesResponse]
@@ -65,13 +73,19 @@ class RegistryServiceStub:
     DeleteAlias: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _empty_pb2.Empty]
     """Removes an alias; the version stays."""
     Watch: _grpc.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]
-    """Streams every change from a revision on, each once and in order, for ever. OUT_OF_RANGE when the log was trimmed
-    beyond that revision: list, then watch from the list's revision + 1.
+    """Streams every change from a revision on, each once and in order, for ever. The first response comes at once, perhaps
+    without events; later ones without events are signs of life. OUT_OF_RANGE when the log was trimmed beyond that revision
+    (EVENTS_TRIMMED) or does not reach it (FUTURE_REVISION): list, then watch from the list's revision + 1. UNAVAILABLE when
+    the server stops: watch again from the last response's revision + 1.
     """
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
-    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`."""
+    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
@@ -83,11 +97,13 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     UpdateModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelRequest, _registry_pb2.Model]  # type: ignore[assignment]
     """Changes the fields of a model that the mask names. ABORTED when the etag has moved on."""
     DeleteModel: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes a model without versions; with `force` its versions and aliases too."""
+    """Deletes a model without versions; with `force` its versions and aliases too. FAILED_PRECONDITION when it has versions
+    and `force` is not set.
+    """
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Adds the next version of a model. Its content never changes afterwards, tags and description excepted."""
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
-    """Reads one version, by number."""
+    """Reads one version, by number or alias."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
     """Lists versions of one model in rising order of number."""
     UpdateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
@@ -95,7 +111,9 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteModelVersionRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a version; FAILED_PRECONDITION while an alias points at it."""
     SetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.SetAliasRequest, _registry_pb2.Alias]  # type: ignore[assignment]
-    """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on."""
+    """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on. An alias
+    that points there already stays as it is: no event, the same etag.
+    """
     GetAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetAliasRequest, _registry_pb2.Alias]  # type: ignore[assignment]
     """Reads one alias."""
     ListAliases: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListAliasesRequest, _registry_pb2.ListAliasesResponse]  # type: ignore[assignment]
@@ -103,12 +121,18 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     DeleteAlias: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeleteAliasRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Removes an alias; the version stays."""
     Watch: _aio.UnaryStreamMultiCallable[_registry_pb2.WatchRequest, _registry_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams every change from a revision on, each once and in order, for ever. OUT_OF_RANGE when the log was trimmed
-    beyond that revision: list, then watch from the list's revision + 1.
+    """Streams every change from a revision on, each once and in order, for ever. The first response comes at once, perhaps
+    without events; later ones without events are signs of life. OUT_OF_RANGE when the log was trimmed beyond that revision
+    (EVENTS_TRIMMED) or does not reach it (FUTURE_REVISION): list, then watch from the list's revision + 1. UNAVAILABLE when
+    the server stops: watch again from the last response's revision + 1.
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`."""
+    """Models, versions, aliases and their event log. Errors are `google.rpc.Status` with `ErrorInfo`.
+
+    A write that fails with UNAVAILABLE and the reason OUTCOME_UNKNOWN may have been applied: read, or repeat it with the same
+    `request_id` or etag. With any other reason nothing was applied.
+    """
 
     @_abc_1.abstractmethod
     def CreateModel(
@@ -148,7 +172,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DeleteModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """Deletes a model without versions; with `force` its versions and aliases too."""
+        """Deletes a model without versions; with `force` its versions and aliases too. FAILED_PRECONDITION when it has versions
+        and `force` is not set.
+        """
 
     @_abc_1.abstractmethod
     def CreateModelVersion(
@@ -164,7 +190,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.GetModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ModelVersion, _abc.Awaitable[_registry_pb2.ModelVersion]]:
-        """Reads one version, by number."""
+        """Reads one version, by number or alias."""
 
     @_abc_1.abstractmethod
     def ListModelVersions(
@@ -196,7 +222,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Alias, _abc.Awaitable[_registry_pb2.Alias]]:
-        """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on."""
+        """Points an alias at a version, atomically; creates the alias when it is new. ABORTED when the etag has moved on. An alias
+        that points there already stays as it is: no event, the same etag.
+        """
 
     @_abc_1.abstractmethod
     def GetAlias(
@@ -228,8 +256,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_registry_pb2.WatchResponse], _abc.AsyncIterator[_registry_pb2.WatchResponse]]:
-        """Streams every change from a revision on, each once and in order, for ever. OUT_OF_RANGE when the log was trimmed
-        beyond that revision: list, then watch from the list's revision + 1.
+        """Streams every change from a revision on, each once and in order, for ever. The first response comes at once, perhaps
+        without events; later ones without events are signs of life. OUT_OF_RANGE when the log was trimmed beyond that revision
+        (EVENTS_TRIMMED) or does not reach it (FUTURE_REVISION): list, then watch from the list's revision + 1. UNAVAILABLE when
+        the server stops: watch again from the last response's revision + 1.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -242,9 +272,11 @@ class DiscoveryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DiscoveryServiceAsyncStub: ...
     RegisterInstance: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterInstanceRequest, _registry_pb2.Instance]
-    """Announces an instance under a new lease."""
+    """Announces an instance under a new lease. RESOURCE_EXHAUSTED when there are 1000 already."""
     RenewInstance: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RenewInstanceRequest, _registry_pb2.Instance]
-    """Renews an instance's lease. NOT_FOUND when it has ended: register again."""
+    """Renews an instance's lease. NOT_FOUND when it has ended: register again. ABORTED when the etag has moved on: another
+    process has registered under the same name.
+    """
     DeregisterInstance: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DeregisterInstanceRequest, _empty_pb2.Empty]
     """Withdraws an instance at once."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListInstancesRequest, _registry_pb2.ListInstancesResponse]
@@ -256,9 +288,11 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterInstance: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterInstanceRequest, _registry_pb2.Instance]  # type: ignore[assignment]
-    """Announces an instance under a new lease."""
+    """Announces an instance under a new lease. RESOURCE_EXHAUSTED when there are 1000 already."""
     RenewInstance: _aio.UnaryUnaryMultiCallable[_registry_pb2.RenewInstanceRequest, _registry_pb2.Instance]  # type: ignore[assignment]
-    """Renews an instance's lease. NOT_FOUND when it has ended: register again."""
+    """Renews an instance's lease. NOT_FOUND when it has ended: register again. ABORTED when the etag has moved on: another
+    process has registered under the same name.
+    """
     DeregisterInstance: _aio.UnaryUnaryMultiCallable[_registry_pb2.DeregisterInstanceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Withdraws an instance at once."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListInstancesRequest, _registry_pb2.ListInstancesResponse]  # type: ignore[assignment]
@@ -273,7 +307,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RegisterInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Instance, _abc.Awaitable[_registry_pb2.Instance]]:
-        """Announces an instance under a new lease."""
+        """Announces an instance under a new lease. RESOURCE_EXHAUSTED when there are 1000 already."""
 
     @_abc_1.abstractmethod
     def RenewInstance(
@@ -281,7 +315,9 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RenewInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.Instance, _abc.Awaitable[_registry_pb2.Instance]]:
-        """Renews an instance's lease. NOT_FOUND when it has ended: register again."""
+        """Renews an instance's lease. NOT_FOUND when it has ended: register again. ABORTED when the etag has moved on: another
+        process has registered under the same name.
+        """
 
     @_abc_1.abstractmethod
     def DeregisterInstance(
