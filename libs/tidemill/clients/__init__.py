@@ -1,0 +1,1 @@
+"""Typed asynchronous clients of the services: what users of the platform import."""
