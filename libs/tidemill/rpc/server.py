@@ -4,18 +4,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer as AioHealthServicer
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
+from tidemill.rpc.reflectionpool import reflection_pool
 from tidemill.rpc.threadserver import ThreadInterceptor
 
 
@@ -26,17 +28,22 @@ class Service:
     Args:
         add: the generated `add_XServicer_to_server`.
         servicer: the implementation: coroutines and async generators on asyncio, plain functions on threads.
-        name: full name of the service, for health and reflection.
+        descriptor: of the service, for health and reflection.
     """
 
     add: Callable[[Any, Any], None]
     servicer: Any
-    name: str
+    descriptor: ServiceDescriptor
 
     @classmethod
     def of(cls, add: Callable[[Any, Any], None], servicer: Any, descriptor: ServiceDescriptor) -> "Service":
-        """A service named by its descriptor."""
-        return cls(add, servicer, str(descriptor.full_name))
+        """A service of a generated module."""
+        return cls(add, servicer, descriptor)
+
+    @property
+    def name(self) -> str:
+        """Full name of the service."""
+        return str(self.descriptor.full_name)
 
 
 class Server(Protocol):
@@ -86,18 +93,35 @@ class AioServer:
 
 
 class ThreadServer:
-    """Serves on a pool of threads: for bulk data, where it is faster than asyncio. A waiting call holds its thread."""
+    """Serves on a pool of threads: for bulk data, where it is faster than asyncio. A waiting call holds its thread.
+
+    Args:
+        services: what is served.
+        observer: sees every call.
+        threads: calls in work at a time.
+        max_message: largest message in bytes.
+        calls: calls in work and waiting together; more are refused with RESOURCE_EXHAUSTED; 0 = four a thread.
+        extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
+    """
 
     def __init__(
-        self, services: Sequence[Service], observer: Observer, *, threads: int, max_message: int = CONTROL_MESSAGE
+        self,
+        services: Sequence[Service],
+        observer: Observer,
+        *,
+        threads: int,
+        max_message: int = CONTROL_MESSAGE,
+        calls: int = 0,
+        extra_ports: Sequence[int] = (),
     ) -> None:
+        self.extra_ports = tuple(extra_ports)
         self._services = list(services)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
         self._server = grpc.server(
             self._pool,
             interceptors=[ThreadInterceptor(observer)],
             options=server_options(max_message),
-            maximum_concurrent_rpcs=threads * 4,
+            maximum_concurrent_rpcs=calls or threads * 4,
         )
         self._health = health.HealthServicer()
         _register(self._server, self._services, self._health)
@@ -110,6 +134,7 @@ class ThreadServer:
         """
         await self.set_serving(False)
         chosen = _bind(self._server, host, port)
+        self.extra_ports = tuple(_bind(self._server, host, extra) for extra in self.extra_ports)
         self._server.start()
         return chosen
 
@@ -134,8 +159,10 @@ def _register(server: Any, services: Sequence[Service], health_servicer: Any) ->
     for service in services:
         service.add(service.servicer, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    names = [*(service.name for service in services), health.SERVICE_NAME, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server)
+    own = (module.DESCRIPTOR.services_by_name.values() for module in (health_pb2, reflection_pb2))
+    described = [*(service.descriptor for service in services), *chain.from_iterable(own)]
+    names = [str(descriptor.full_name) for descriptor in described]
+    reflection.enable_server_reflection(names, server, reflection_pool(described))
 
 
 def _bind(server: Any, host: str, port: int) -> int:

@@ -13,7 +13,8 @@ def elements(shape: Sequence[int], field: str = "shape") -> int:
     """Number of elements of a tensor of this shape.
 
     Raises:
-        Invalid: too many dimensions, a negative or huge one, or a product beyond 2^48.
+        Invalid: too many dimensions, a negative or huge one, or a product beyond 2^48 (zeros left out: no library
+            computes strides beyond that, even for a tensor without elements).
     """
     if len(shape) > MAX_DIMENSIONS:
         raise invalid(field, f"must have at most {MAX_DIMENSIONS} dimensions, not {len(shape)}", reason="INVALID_SHAPE")
@@ -21,10 +22,10 @@ def elements(shape: Sequence[int], field: str = "shape") -> int:
     for dimension in shape:
         if not 0 <= dimension <= MAX_DIMENSION:
             raise invalid(field, f"dimension {dimension} is not in [0, 2^31]", reason="INVALID_SHAPE")
-        product *= dimension
+        product *= dimension or 1
     if product > 2**48:
         raise invalid(field, "has more than 2^48 elements", reason="INVALID_SHAPE")
-    return product
+    return 0 if 0 in shape else product
 
 
 def check_size(dtype: DataType, shape: Sequence[int], size: int, field: str = "data") -> int:

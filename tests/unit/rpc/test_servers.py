@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -222,6 +223,34 @@ async def test_port_in_use_is_a_clear_error(kind: str) -> None:
         object.__setattr__(taken.app.config, "port", world.app.port)
         with pytest.raises(errors.Unavailable, match="in use"):
             await taken.app.start()
+
+
+async def test_reflection_describes_every_service(kind: str) -> None:
+    async with served(kind) as (_, caller, _):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(caller.channel)
+        ask = reflection_pb2.ServerReflectionRequest
+        names = [SERVICE.full_name, "grpc.health.v1.Health"]
+        requests = [ask(list_services=""), *(ask(file_containing_symbol=name) for name in names)]
+        answers = [answer async for answer in stub.ServerReflectionInfo(iter(requests))]
+        listed = {service.name for service in answers[0].list_services_response.service}
+        assert listed == {*names, "grpc.reflection.v1alpha.ServerReflection"}
+        assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[1:])
+
+
+async def test_thread_server_serves_on_extra_ports() -> None:
+    domain = Domain()
+    services = [Service.of(pg.add_ParameterServiceServicer_to_server, ThreadToy(domain), SERVICE)]
+    server = ThreadServer(services, observer(ServerConfig(), setup("toy")), threads=1, extra_ports=[0])
+    first = await server.start("127.0.0.1", 0)
+    try:
+        assert first not in server.extra_ports
+        for port in (first, *server.extra_ports):
+            caller = Caller(f"127.0.0.1:{port}", [SERVICE])
+            group = await caller.unary(pg.ParameterServiceStub(caller.channel).GetGroup, pb.GetGroupRequest(name="a"))
+            assert group.name == "a"
+            await caller.close()
+    finally:
+        await server.stop(0)
 
 
 async def test_unknown_method_is_unimplemented(kind: str) -> None:

@@ -38,7 +38,16 @@ def test_bf16_rounds_to_nearest_even_and_keeps_special_values() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "size"),
-    [([16, 2**60 + 2], 128), ([-1], 4), ([2**31 + 1], 4), ([2] * 9, 4), ([3], 8), ([2**30, 2**30], 4), ([], 0)],
+    [
+        ([16, 2**60 + 2], 128),
+        ([-1], 4),
+        ([2**31 + 1], 4),
+        ([2] * 9, 4),
+        ([3], 8),
+        ([2**30, 2**30], 4),
+        ([], 0),
+        ([0, 2**31, 2**31], 0),
+    ],
 )
 def test_lying_shapes_are_refused(shape: list[int], size: int) -> None:
     with pytest.raises(Invalid):
