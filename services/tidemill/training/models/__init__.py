@@ -1,0 +1,1 @@
+"""Models that a job can train, one a file."""

@@ -1,0 +1,1 @@
+"""Ways in which workers combine their work, one a file."""
