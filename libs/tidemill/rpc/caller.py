@@ -11,7 +11,7 @@ from opentelemetry import trace
 
 from tidemill import errors
 from tidemill.rpc import deadline
-from tidemill.rpc.observe import new_id
+from tidemill.rpc.observe import request_id
 from tidemill.rpc.options import CONTROL_MESSAGE, channel_options
 from tidemill.rpc.status import REQUEST_ID, translated
 from tidemill.telemetry import attributes
@@ -96,7 +96,7 @@ def call_context(tracer: trace.Tracer | None, method: Any) -> Iterator[Metadata]
             attributes={attributes.RPC_SYSTEM: "grpc", attributes.RPC_METHOD: full},
         )
     headers = inject(trace.set_span_in_context(span) if span.is_recording() else None)
-    headers[REQUEST_ID] = new_id()
+    headers[REQUEST_ID] = request_id()
     try:
         with translated():
             yield tuple(headers.items())

@@ -4,6 +4,7 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 
 import grpc
 from google.rpc import status_pb2
@@ -18,6 +19,8 @@ from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry, extract
 
 LOG = logging.getLogger(__name__)
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def unobserved(method: str) -> bool:
@@ -49,8 +52,7 @@ class Call:
         self._observer = observer
         self._method = method
         self._started = time.perf_counter()
-        given = headers.get(status.REQUEST_ID, "")
-        self.request_id = given if given.isascii() and given.isprintable() and 0 < len(given) <= 64 else new_id()
+        self.request_id = begin_request(headers.get(status.REQUEST_ID, ""))
         deadline.start(left)
         self.span = observer.telemetry.tracer.start_span(
             method.lstrip("/"),
@@ -109,3 +111,15 @@ class Call:
 def new_id() -> str:
     """A new request id."""
     return secrets.token_hex(8)
+
+
+def begin_request(given: str) -> str:
+    """The id of the request that begins in the current context: `given` when that is fit to be logged, else a new one."""
+    fit = given.isascii() and given.isprintable() and 0 < len(given) <= 64
+    _request_id.set(given if fit else new_id())
+    return _request_id.get()
+
+
+def request_id() -> str:
+    """The id of the request in work, for the calls made on its behalf; a new one outside of any."""
+    return _request_id.get() or new_id()
