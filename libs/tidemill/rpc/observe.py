@@ -114,7 +114,7 @@ def new_id() -> str:
 
 
 def begin_request(given: str) -> str:
-    """The id of the request that begins in the current context: `given` when that is fit to be logged, else a new one."""
+    """The id of the request that begins in this context: `given` when that is fit to be logged, else a new one."""
     fit = given.isascii() and given.isprintable() and 0 < len(given) <= 64
     _request_id.set(given if fit else new_id())
     return _request_id.get()
