@@ -1,5 +1,6 @@
 """A real etcd under the test's hand."""
 
+import base64
 import json
 import shutil
 import signal
@@ -126,3 +127,25 @@ def running_etcd(folder: Path, flags: Sequence[str] = ()) -> Iterator[EtcdServer
         yield server
     finally:
         server.kill()
+
+
+def enable_auth(server: EtcdServer, *, user: str, password: str, prefix: str) -> None:
+    """Turn authentication on: `user` may read and write under `prefix`, and `root` (password "root") everything."""
+
+    def text(value: str) -> str:
+        return base64.b64encode(value.encode()).decode()
+
+    end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    permission = {"permType": "READWRITE", "key": text(prefix), "range_end": text(end)}
+    steps: list[tuple[str, dict[str, object]]] = [
+        ("auth/user/add", {"name": "root", "password": "root"}),
+        ("auth/role/add", {"name": "root"}),
+        ("auth/user/grant", {"user": "root", "role": "root"}),
+        ("auth/user/add", {"name": user, "password": password}),
+        ("auth/role/add", {"name": f"{user}-role"}),
+        ("auth/role/grant", {"name": f"{user}-role", "perm": permission}),
+        ("auth/user/grant", {"user": user, "role": f"{user}-role"}),
+        ("auth/enable", {}),
+    ]
+    for path, body in steps:
+        server.post(path, body)
