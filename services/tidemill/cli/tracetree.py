@@ -141,3 +141,17 @@ def _short(name: str) -> str:
     """`tidemill.api.registry.v1.RegistryService/GetModel` is shown as `RegistryService/GetModel`."""
     service, slash, method = name.rpartition("/")
     return f"{service.rpartition('.')[2]}/{method}" if slash and "." in service else name
+
+
+def to_json(span: Span) -> dict[str, Any]:
+    """A span for programs; times in nanoseconds since the epoch."""
+    return {
+        "span_id": span.span_id,
+        "parent_id": span.parent_id,
+        "service": span.service,
+        "name": span.name,
+        "start_ns": span.start,
+        "end_ns": span.end,
+        "error": span.failed,
+        "attributes": span.attributes,
+    }
