@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tidemill.api.training.v1 import training_pb2 as pb
-from tidemill.cli import tracetree
+from tidemill.cli import progress, tracetree
 from tidemill.cli.stack import INFERENCE, MANAGEMENT, OIP_REST, OPS, SHARD_STRIDE, TFS_REST, Stack
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.inference import InferenceClient
@@ -145,11 +145,7 @@ async def train(stack: Stack, job_spec: dict[str, Any], tracer: trace.Tracer) ->
                 CONSOLE.print(f"  {name} is {now}")
                 state = now
             for epoch in job.epochs[shown:]:
-                validation = epoch.validation
-                CONSOLE.print(
-                    f"  epoch {epoch.epoch:>2}  train loss {epoch.train_loss:.4f}  validation loss {validation.loss:.4f}"
-                    f"  accuracy {validation.accuracy:6.2%}  {'best' if epoch.best else ''}"
-                )
+                CONSOLE.print(f"  {progress.epoch_line(epoch)}")
             shown = len(job.epochs)
     if job.state != pb.Job.STATE_SUCCEEDED:
         raise DemoError(f"{name} is {state}: {job.error}")

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Train(Command):
 async def _run(options: argparse.Namespace) -> int:
     where = connection.Connection(options)
     with where.traced("tidemill train") as (telemetry, _):
-        dataset = await _dataset(options, where, telemetry)
+        dataset = await _dataset(options, _files(options.dataset), where, telemetry)
         async with TrainingClient(where.training, tracer=telemetry.tracer) as client:
             job = await client.create_job(_spec(options, dataset), options.job)
             if not options.no_wait:
@@ -80,11 +81,19 @@ async def _silent(jobs: Any) -> pb.Job:
     return last
 
 
-async def _dataset(options: argparse.Namespace, where: connection.Connection, telemetry: Telemetry) -> dict[str, Any]:
+def _files(given: Sequence[str]) -> dict[str, Path]:
+    """The files by name; none for the name of a built-in data set."""
+    if len(given) == 1 and not Path(given[0]).exists():
+        return {}
+    return {Path(path).name: Path(path) for path in given}
+
+
+async def _dataset(
+    options: argparse.Namespace, files: dict[str, Path], where: connection.Connection, telemetry: Telemetry
+) -> dict[str, Any]:
     """A built-in name as it is; files are uploaded as an artifact."""
-    if len(options.dataset) == 1 and not Path(options.dataset[0]).exists():
+    if not files:
         return {"builtin": options.dataset[0]}
-    files = {Path(path).name: Path(path) for path in options.dataset}
     async with ArtifactsClient(where.artifacts, tracer=telemetry.tracer) as client:
         artifact = await client.create_artifact("dataset", files)
     return {
