@@ -1,0 +1,174 @@
+"""What of a job's spec can be known to be wrong before it runs, and the defaults of what it leaves out."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from tidemill import config, names, plugins
+from tidemill.errors import Invalid
+from tidemill.training import datasets, models, strategies
+from tidemill.training.datasets import builtin
+from tidemill.training.models.base import Model
+from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
+
+MAX_RESTARTS = 3
+"""Workers replaced when the spec does not say how many."""
+FORMATS = tuple(name for name in plugins.names(datasets) if name != "builtin")
+
+
+def complete(spec: JobSpec) -> JobSpec:
+    """`spec` with every default filled in, but for the optimizer's hyperparameters: parameter servers know those.
+
+    Raises:
+        Invalid: something is wrong; the violations name every field that is.
+    """
+    check = _Problems()
+    done = JobSpec(
+        model=_model(check, spec.model),
+        dataset=_dataset(check, spec.dataset),
+        split=_split(check, spec.split),
+        optimizer=Component(name=spec.optimizer.name or "adam", parameters=dict(spec.optimizer.parameters)),
+        strategy=check.plugin("spec.strategy", spec.strategy or "parameter_server", strategies),
+        workers=check.number("spec.workers", spec.workers or 1, 1, 64),
+        shards=check.number("spec.shards", spec.shards or 1, 1, 64),
+        epochs=check.number("spec.epochs", spec.epochs or 10, 1, 10_000),
+        batch_size=check.number("spec.batch_size", spec.batch_size or 64, 1, 1 << 20),
+        seed=spec.seed,
+        early_stopping=EarlyStopping(
+            patience=check.number("spec.early_stopping.patience", spec.early_stopping.patience, 0, 10_000),
+            min_delta=check.number("spec.early_stopping.min_delta", spec.early_stopping.min_delta, 0.0, 1e9),
+        ),
+        register_as=check.name("spec.register_as", spec.register_as),
+        alias=check.name("spec.alias", spec.alias),
+        max_restarts=check.number(
+            "spec.max_restarts", MAX_RESTARTS if spec.max_restarts is None else spec.max_restarts, 0, 100
+        ),
+        code_revision=check.text("spec.code_revision", spec.code_revision),
+    )
+    check.name("spec.optimizer.name", done.optimizer.name)
+    if done.alias and not done.register_as:
+        check.add("spec.alias", "needs register_as: an alias points at a registered version")
+    if done.alias.isdecimal():
+        check.add("spec.alias", "must not be a number")
+    check.fit(done)
+    check.conclude()
+    return done
+
+
+def _model(check: "_Problems", model: Component) -> Component:
+    if not check.plugin("spec.model.name", model.name, models):
+        return model
+    kind = plugins.load(models, model.name, Model)
+    return Component(
+        name=model.name, parameters=check.parameters("spec.model.parameters", kind.Config, model.parameters)
+    )
+
+
+def _dataset(check: "_Problems", dataset: Dataset) -> Dataset:
+    for field in ("format", "label_column", "text_column"):
+        check.text(f"spec.dataset.{field}", getattr(dataset, field))
+        if dataset.builtin and getattr(dataset, field):
+            check.add(f"spec.dataset.{field}", "is for artifacts only")
+    if bool(dataset.builtin) == bool(dataset.artifact):
+        check.add("spec.dataset", "must name either a built-in data set or an artifact")
+    elif dataset.builtin:
+        check.one_of("spec.dataset.builtin", dataset.builtin, tuple(builtin.CATALOGUE))
+    else:
+        check.digest("spec.dataset.artifact", dataset.artifact)
+        if dataset.format:
+            check.one_of("spec.dataset.format", dataset.format, FORMATS)
+        if dataset.text_column and dataset.text_column == (dataset.label_column or "label"):
+            check.add("spec.dataset.text_column", "must be another column than the label's")
+        return dataclasses.replace(dataset, label_column=dataset.label_column or "label")
+    return dataset
+
+
+def _split(check: "_Problems", split: Split) -> Split:
+    done = Split(
+        validation=check.number("spec.split.validation", split.validation or 0.1, 0.0, 0.5),
+        test=check.number("spec.split.test", split.test or 0.1, 0.0, 0.5),
+    )
+    if done.validation + done.test >= 1:
+        check.add("spec.split", "leaves no samples to train on")
+    return done
+
+
+class _Problems:
+    """Collects what is wrong; its checks return the value that they were given."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def add(self, field: str, problem: str) -> None:
+        """Note that something is wrong with `field`; the first problem of a field counts."""
+        self._found.setdefault(field, problem)
+
+    def conclude(self) -> None:
+        """Raise `Invalid` when something was wrong."""
+        if self._found:
+            text = "; ".join(f"{field}: {problem}" for field, problem in self._found.items())
+            raise Invalid(text, reason="INVALID_SPEC", violations=self._found)
+
+    def number(self, field: str, value: Any, low: float, high: float) -> Any:
+        """A finite number in [low, high]."""
+        if not (math.isfinite(value) and low <= value <= high):
+            self.add(field, f"must be in [{low}, {high}], not {value}")
+        return value
+
+    def text(self, field: str, value: str) -> str:
+        """At most 128 printable characters."""
+        if len(value) > 128 or not value.isprintable():
+            self.add(field, "must be at most 128 printable characters")
+        return value
+
+    def name(self, field: str, value: str) -> str:
+        """A valid name, or nothing."""
+        if value:
+            self._try(lambda: names.check(value, field))
+        return value
+
+    def digest(self, field: str, value: str) -> str:
+        """A SHA-256."""
+        self._try(lambda: names.check_digest(value, field))
+        return value
+
+    def one_of(self, field: str, value: str, known: tuple[str, ...]) -> bool:
+        """One of `known`."""
+        if value not in known:
+            self.add(field, f"must be one of {', '.join(known)}, not {value[:40]!r}" if value else "must not be empty")
+        return value in known
+
+    def plugin(self, field: str, value: str, package: ModuleType) -> str:
+        """The name of a plug-in of `package`; "" when it is not."""
+        return value if self.one_of(field, value, tuple(plugins.names(package))) else ""
+
+    def parameters(self, field: str, kind: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Hyperparameters with their defaults, as JSON knows them."""
+        try:
+            filled = dataclasses.asdict(config.from_mapping(kind, given, field))
+        except Invalid as error:
+            for name, problem in (error.violations or {"": error.message}).items():
+                self.add(name if name.startswith(field) else f"{field}.{name}".rstrip("."), problem)
+            return dict(given)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in filled.items()}
+
+    def fit(self, spec: JobSpec) -> None:
+        """Whether the model can take the samples, when both are known."""
+        known = builtin.CATALOGUE.get(spec.dataset.builtin)
+        if known is None or any(field.startswith("spec.model") for field in self._found):
+            return
+        kind = plugins.load(models, spec.model.name, Model)
+        filled = config.from_mapping(kind.Config, spec.model.parameters)
+        try:
+            kind.check(filled, known.sample_shape, known.dtype, known.classes)
+        except Invalid as error:
+            self.add("spec.model", error.message)
+
+    def _try(self, check: Any) -> None:
+        try:
+            check()
+        except Invalid as error:
+            for field, problem in error.violations.items():
+                self.add(field, problem)

@@ -1,0 +1,62 @@
+"""What a job is to train, as plain values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A plug-in by file name, with its hyperparameters."""
+
+    name: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Where the samples come from: `builtin` or `artifact` is set, and how to read the artifact."""
+
+    builtin: str = ""
+    artifact: str = ""
+    format: str = ""
+    label_column: str = ""
+    text_column: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """Parts of the samples that are held out; 0 = the default."""
+
+    validation: float = 0.0
+    test: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlyStopping:
+    """When to stop before the last epoch; patience 0 = never."""
+
+    patience: int = 0
+    min_delta: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """What to train; 0 and empty mean the default until `checks.complete` has filled them in."""
+
+    model: Component = field(default_factory=Component)
+    dataset: Dataset = field(default_factory=Dataset)
+    split: Split = field(default_factory=Split)
+    optimizer: Component = field(default_factory=Component)
+    strategy: str = ""
+    workers: int = 0
+    shards: int = 0
+    epochs: int = 0
+    batch_size: int = 0
+    seed: int = 0
+    early_stopping: EarlyStopping = field(default_factory=EarlyStopping)
+    register_as: str = ""
+    alias: str = ""
+    max_restarts: int | None = None
+    """None = the default."""
+    code_revision: str = ""
