@@ -228,8 +228,8 @@ class SqliteStore:
             now, _ = self.revisions()
             self._db.execute("DELETE FROM leases WHERE id = ?", (lease,))
             rows = self._db.execute(
-                "SELECT c.key FROM history h JOIN current c ON c.seq = h.seq WHERE h.lease = ? AND h.lease != 0 "
-                "ORDER BY c.key",
+                "SELECT h.key FROM history h WHERE h.lease = ? AND h.lease != 0 "
+                "AND h.seq = (SELECT c.seq FROM current c WHERE c.key = h.key) ORDER BY h.key",
                 (lease,),
             ).fetchall()
             return self._close_revision(now, self._delete(now + 1, [key for (key,) in rows]))
