@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tidemill.training import tokens
+from tidemill.training import words
 from tidemill.training.datasets.base import Options, Reader, only, too_large
 from tidemill.training.samples import MAX_LABEL, Array, Dataset, assemble, bad
 
@@ -131,7 +131,7 @@ def _texts(rows: Iterator[tuple[int, list[str]]], columns: list[str], label: int
     longest = 1
     for line, row in rows:
         labels.append(_label(_cells(row, line, columns), line, columns, label))
-        found.append(array("q", tokens.tokens(row[text])[:MAX_TOKENS]))
+        found.append(array("q", words.tokens(row[text])[:MAX_TOKENS]))
         if not found[-1]:
             raise bad(f"line {line}, column {columns[text][:40]!r}: the text has no word")
         longest = max(longest, len(found[-1]))
@@ -140,9 +140,9 @@ def _texts(rows: Iterator[tuple[int, list[str]]], columns: list[str], label: int
     if not labels:
         raise bad("the table has a header but no rows")
     x = np.zeros((len(found), longest), np.int64)
-    for i, words in enumerate(found):
-        x[i, : len(words)] = words
-    return assemble(x, _classes(labels), tokenizer=tokens.RULE)
+    for i, line_tokens in enumerate(found):
+        x[i, : len(line_tokens)] = line_tokens
+    return assemble(x, _classes(labels), tokenizer=words.RULE)
 
 
 def _classes(labels: Sequence[str]) -> Array:

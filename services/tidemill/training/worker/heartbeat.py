@@ -1,0 +1,81 @@
+"""Signs of life from a thread of its own, and what comes back with them."""
+
+import logging
+import threading
+from dataclasses import dataclass
+
+from tidemill import errors
+from tidemill.training.worker.stop import Stop
+from tidemill.training.worker.task import Coordinator
+
+LOG = logging.getLogger(__name__)
+
+STARTING = "starting"
+TRAINING = "training"
+EVALUATING = "evaluating"
+EXPORTING = "exporting"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the worker is: written by the thread that trains, read by the one that sends it.
+
+    Each field is replaced whole; that a sign of life may hold a step and the loss of the one before does no harm.
+    """
+
+    phase: str = STARTING
+    step: int = 0
+    steps_per_epoch: int = 0
+    loss: float = 0.0
+    samples: int = 0
+
+
+class Heart:
+    """Beats until the worker stops, and stops the worker when the answer says so.
+
+    While the training service is out of reach the worker goes on: its launcher ends it if need be.
+    """
+
+    def __init__(self, coordinator: Coordinator, progress: Progress, stop: Stop, interval: float) -> None:
+        self._coordinator = coordinator
+        self._progress = progress
+        self._stop = stop
+        self._interval = interval
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._reached = True
+
+    def start(self) -> None:
+        """Beat at once, and then every interval."""
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until the last beat is over; the worker has been stopped."""
+        self._thread.join()
+
+    def beat(self) -> None:
+        """Give one sign of life."""
+        progress = self._progress
+        try:
+            stop = self._coordinator.beat(
+                progress.phase,
+                step=progress.step,
+                steps_per_epoch=progress.steps_per_epoch,
+                loss=progress.loss,
+                samples=progress.samples,
+            )
+        except (errors.Stale, errors.Unauthenticated) as error:
+            self._stop.set(error.message)
+            return
+        except errors.TidemillError as error:
+            if self._reached:
+                LOG.warning("the training service does not answer: %s", error.message)
+            self._reached = False
+            return
+        self._reached = True
+        if stop:
+            self._stop.set("the training service asks to stop")
+
+    def _run(self) -> None:
+        self.beat()
+        while not self._stop.wait(self._interval):
+            self.beat()

@@ -1,0 +1,67 @@
+"""A worker's orders, and what it needs of others to carry them out."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tidemill.training.epochs import Epoch, Result
+from tidemill.training.spec import JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A worker's orders."""
+
+    job: str
+    """`jobs/{job}`."""
+    spec: JobSpec
+    """What to train, every default filled in."""
+    rank: int
+    attempt: int
+    """Times this rank was replaced."""
+    group: str
+    shards: tuple[str, ...]
+    traceparent: str
+    artifacts: str
+    """Address of the artifact service."""
+    epochs: tuple[Epoch, ...]
+    """What was finished by workers before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the training service makes of a finished epoch."""
+
+    stop: bool
+    best_epoch: int
+
+
+class Coordinator(Protocol):
+    """The training service, as a worker sees it. Errors are those of `tidemill.errors`."""
+
+    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
+        """Give a sign of life; whether to end at once."""
+
+    def report_epoch(self, epoch: Epoch) -> Decision:
+        """Hand in a finished epoch; the same again changes nothing."""
+
+    def report_result(self, result: Result) -> None:
+        """Hand in the result; the same again changes nothing."""
+
+    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+        """Say why the worker cannot go on."""
+
+
+class ArtifactStore(Protocol):
+    """The artifact service, as a worker sees it. Errors are those of `tidemill.errors`."""
+
+    def fetch(self, digest: str, folder: Path) -> Mapping[str, Path]:
+        """The files of an artifact, verified, by name; they lie in `folder`."""
+
+    def keep(self, kind: str, files: Mapping[str, Path], labels: Mapping[str, str], reference: str) -> str:
+        """Store files as an artifact that `reference` needs; its digest."""
+
+
+SignatureWriter = Callable[[str, tuple[int, ...], tuple[str, ...]], str]
+"""(element type, sample shape, labels) -> what the exported model takes and gives, as JSON."""
