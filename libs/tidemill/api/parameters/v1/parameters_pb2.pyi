@@ -348,7 +348,7 @@ class LoadRequest(_message.Message):
     """`groups/{group}`; required in the first message."""
     @_builtins.property
     def block(self) -> Global___BlockData:
-        """A block; every block of the shard must come exactly once."""
+        """A block; every block of the shard must come exactly once. The first message may come without one."""
 
     def __init__(
         self,
@@ -386,7 +386,9 @@ class PushHeader(_message.Message):
     that is still open; an earlier attempt than one already seen is ABORTED.
     """
     samples: _builtins.int
-    """Number of samples in the worker's part of the batch, which weighs its gradients; 0 = it had none in this step."""
+    """Number of samples in the worker's part of the batch, 0 to 2^40, which weighs its gradients; 0 = it had none in this
+    step: then its gradients count for nothing, and the blocks may be left out.
+    """
     def __init__(
         self,
         *,
@@ -473,7 +475,9 @@ class PullRequest(_message.Message):
     name: _builtins.str
     """`groups/{group}`."""
     version: _builtins.int
-    """Version to send; it is waited for. -1 = the latest, without waiting (but for the first values)."""
+    """Version to send; it is waited for. -1 = the latest, without waiting (but for the first values). A call that two
+    more rounds overtake before it begins to send is OUT_OF_RANGE.
+    """
     def __init__(
         self,
         *,
@@ -500,7 +504,7 @@ class PullResponse(_message.Message):
     """Version it belongs to; the same in the whole stream."""
     @_builtins.property
     def block(self) -> Global___BlockData:
-        """The block."""
+        """The block; missing in the one message that comes from a shard without blocks."""
 
     def __init__(
         self,
@@ -553,7 +557,9 @@ class PullStateResponse(_message.Message):
     """Name of the state, for example `exp_avg`."""
     @_builtins.property
     def block(self) -> Global___BlockData:
-        """The block; a state that is one number for the whole block has one element."""
+        """The block; a state that is one number for the whole block has one element. Missing in the one message that comes when
+        there is no state.
+        """
 
     def __init__(
         self,

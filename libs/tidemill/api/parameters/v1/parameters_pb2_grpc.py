@@ -123,7 +123,8 @@ class ParameterServiceServicer(object):
 
     def Load(self, request_iterator, context):
         """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
-        change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all.
+        change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
+        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +133,15 @@ class ParameterServiceServicer(object):
     def Push(self, request_iterator, context):
         """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
         (worker, step, block, attempt) and counts once however often it is sent. The round of a step closes, and the
-        optimizer runs, when every worker of the group has handed in: then the version is step + 1.
+        optimizer runs, when every worker of the group has handed in: then the version is step + 1. The optimizer gets the
+        mean over all samples of the round, added up in order of rank whatever the order of arrival; a round without samples
+        advances the version and changes nothing else.
+
+        A push for a step before the version is a repetition, one for a later step FAILED_PRECONDITION (STEP_AHEAD).
+        Refusals, after which nothing has changed: INVALID_ARGUMENT with reason UNKNOWN_RANK, UNKNOWN_BLOCK, REPEATED_BLOCK,
+        MISSING_BLOCKS, SIZE_MISMATCH or NON_FINITE (the last with `worker`, `step` and `block` in its metadata);
+        FAILED_PRECONDITION with GROUP_EMPTY; ABORTED with STALE_ATTEMPT when this rank was replaced, or with SUPERSEDED when
+        another stream of the same rank began while this one was not finished.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,14 +149,16 @@ class ParameterServiceServicer(object):
 
     def Pull(self, request, context):
         """Sends this shard's blocks at one version, waiting until that version is there. The version before the latest is kept
-        as well, so that a worker that replaces a dead one finds all shards at the same version.
+        as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are OUT_OF_RANGE.
+        RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PullState(self, request, context):
-        """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints.
+        """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
+        another is RESOURCE_EXHAUSTED with a retry delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,19 +51,31 @@ class ParameterServiceStub:
     """Deletes this shard's part of a group and frees its memory; calls that wait on it end with NOT_FOUND."""
     Load: _grpc.StreamUnaryMultiCallable[_parameters_pb2.LoadRequest, _parameters_pb2.Group]
     """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
-    change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all.
+    change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
+    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
     """
     Push: _grpc.StreamUnaryMultiCallable[_parameters_pb2.PushRequest, _parameters_pb2.PushResponse]
     """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
     (worker, step, block, attempt) and counts once however often it is sent. The round of a step closes, and the
-    optimizer runs, when every worker of the group has handed in: then the version is step + 1.
+    optimizer runs, when every worker of the group has handed in: then the version is step + 1. The optimizer gets the
+    mean over all samples of the round, added up in order of rank whatever the order of arrival; a round without samples
+    advances the version and changes nothing else.
+
+    A push for a step before the version is a repetition, one for a later step FAILED_PRECONDITION (STEP_AHEAD).
+    Refusals, after which nothing has changed: INVALID_ARGUMENT with reason UNKNOWN_RANK, UNKNOWN_BLOCK, REPEATED_BLOCK,
+    MISSING_BLOCKS, SIZE_MISMATCH or NON_FINITE (the last with `worker`, `step` and `block` in its metadata);
+    FAILED_PRECONDITION with GROUP_EMPTY; ABORTED with STALE_ATTEMPT when this rank was replaced, or with SUPERSEDED when
+    another stream of the same rank began while this one was not finished.
     """
     Pull: _grpc.UnaryStreamMultiCallable[_parameters_pb2.PullRequest, _parameters_pb2.PullResponse]
     """Sends this shard's blocks at one version, waiting until that version is there. The version before the latest is kept
-    as well, so that a worker that replaces a dead one finds all shards at the same version.
+    as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are OUT_OF_RANGE.
+    RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
     """
     PullState: _grpc.UnaryStreamMultiCallable[_parameters_pb2.PullStateRequest, _parameters_pb2.PullStateResponse]
-    """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints."""
+    """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
+    another is RESOURCE_EXHAUSTED with a retry delay.
+    """
     ListOptimizers: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]
@@ -86,19 +98,31 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     """Deletes this shard's part of a group and frees its memory; calls that wait on it end with NOT_FOUND."""
     Load: _aio.StreamUnaryMultiCallable[_parameters_pb2.LoadRequest, _parameters_pb2.Group]  # type: ignore[assignment]
     """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
-    change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all.
+    change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
+    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
     """
     Push: _aio.StreamUnaryMultiCallable[_parameters_pb2.PushRequest, _parameters_pb2.PushResponse]  # type: ignore[assignment]
     """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
     (worker, step, block, attempt) and counts once however often it is sent. The round of a step closes, and the
-    optimizer runs, when every worker of the group has handed in: then the version is step + 1.
+    optimizer runs, when every worker of the group has handed in: then the version is step + 1. The optimizer gets the
+    mean over all samples of the round, added up in order of rank whatever the order of arrival; a round without samples
+    advances the version and changes nothing else.
+
+    A push for a step before the version is a repetition, one for a later step FAILED_PRECONDITION (STEP_AHEAD).
+    Refusals, after which nothing has changed: INVALID_ARGUMENT with reason UNKNOWN_RANK, UNKNOWN_BLOCK, REPEATED_BLOCK,
+    MISSING_BLOCKS, SIZE_MISMATCH or NON_FINITE (the last with `worker`, `step` and `block` in its metadata);
+    FAILED_PRECONDITION with GROUP_EMPTY; ABORTED with STALE_ATTEMPT when this rank was replaced, or with SUPERSEDED when
+    another stream of the same rank began while this one was not finished.
     """
     Pull: _aio.UnaryStreamMultiCallable[_parameters_pb2.PullRequest, _parameters_pb2.PullResponse]  # type: ignore[assignment]
     """Sends this shard's blocks at one version, waiting until that version is there. The version before the latest is kept
-    as well, so that a worker that replaces a dead one finds all shards at the same version.
+    as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are OUT_OF_RANGE.
+    RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
     """
     PullState: _aio.UnaryStreamMultiCallable[_parameters_pb2.PullStateRequest, _parameters_pb2.PullStateResponse]  # type: ignore[assignment]
-    """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints."""
+    """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
+    another is RESOURCE_EXHAUSTED with a retry delay.
+    """
     ListOptimizers: _aio.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]  # type: ignore[assignment]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _aio.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]  # type: ignore[assignment]
@@ -148,7 +172,8 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_parameters_pb2.Group, _abc.Awaitable[_parameters_pb2.Group]]:
         """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
-        change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all.
+        change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
+        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
         """
 
     @_abc_1.abstractmethod
@@ -159,7 +184,15 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_parameters_pb2.PushResponse, _abc.Awaitable[_parameters_pb2.PushResponse]]:
         """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
         (worker, step, block, attempt) and counts once however often it is sent. The round of a step closes, and the
-        optimizer runs, when every worker of the group has handed in: then the version is step + 1.
+        optimizer runs, when every worker of the group has handed in: then the version is step + 1. The optimizer gets the
+        mean over all samples of the round, added up in order of rank whatever the order of arrival; a round without samples
+        advances the version and changes nothing else.
+
+        A push for a step before the version is a repetition, one for a later step FAILED_PRECONDITION (STEP_AHEAD).
+        Refusals, after which nothing has changed: INVALID_ARGUMENT with reason UNKNOWN_RANK, UNKNOWN_BLOCK, REPEATED_BLOCK,
+        MISSING_BLOCKS, SIZE_MISMATCH or NON_FINITE (the last with `worker`, `step` and `block` in its metadata);
+        FAILED_PRECONDITION with GROUP_EMPTY; ABORTED with STALE_ATTEMPT when this rank was replaced, or with SUPERSEDED when
+        another stream of the same rank began while this one was not finished.
         """
 
     @_abc_1.abstractmethod
@@ -169,7 +202,8 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_parameters_pb2.PullResponse], _abc.AsyncIterator[_parameters_pb2.PullResponse]]:
         """Sends this shard's blocks at one version, waiting until that version is there. The version before the latest is kept
-        as well, so that a worker that replaces a dead one finds all shards at the same version.
+        as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are OUT_OF_RANGE.
+        RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
         """
 
     @_abc_1.abstractmethod
@@ -178,7 +212,9 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _parameters_pb2.PullStateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_parameters_pb2.PullStateResponse], _abc.AsyncIterator[_parameters_pb2.PullStateResponse]]:
-        """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints."""
+        """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
+        another is RESOURCE_EXHAUSTED with a retry delay.
+        """
 
     @_abc_1.abstractmethod
     def ListOptimizers(

@@ -1,0 +1,147 @@
+"""Manages groups of parameters over all shards."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from google.protobuf.struct_pb2 import Struct
+from opentelemetry import trace
+
+from tidemill import errors
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.api.tensors.v1 import tensors_pb2
+from tidemill.rpc.caller import DEFAULT_TIMEOUT, Caller
+from tidemill.tensors import blocks
+
+SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
+
+
+class ParametersAdmin:
+    """Manages groups on all shards. Errors are those of `tidemill.errors`.
+
+    Args:
+        addresses: `host:port` of every shard, in the order in which groups are spread over them.
+        tracer: makes client spans inside of a recorded span.
+        timeout: default seconds of a call.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], *, tracer: trace.Tracer | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        self._callers = [Caller(address, [SERVICE], tracer=tracer, timeout=timeout) for address in addresses]
+        self._stubs: list[Any] = [pg.ParameterServiceStub(caller.channel) for caller in self._callers]
+
+    async def create_group(
+        self,
+        name: str,
+        tensors: Sequence[tuple[str, Sequence[int]]],
+        *,
+        optimizer: str,
+        parameters: Mapping[str, float | bool] | None = None,
+        workers: int = 1,
+    ) -> list[pb.Group]:
+        """The new group's part on each shard, still without values; once more with the same content, the same.
+
+        When a shard refuses, others may have their part already: `delete_group` removes it.
+
+        Args:
+            name: `groups/{group}`.
+            tensors: name and shape of each tensor, in order.
+            optimizer: name of the optimizer.
+            parameters: its hyperparameters; those that are missing have defaults.
+            workers: number of workers in a round.
+
+        Raises:
+            Invalid: some argument is wrong.
+            AlreadyExists: there is another group of this name.
+            Exhausted: a shard has no room for it.
+        """
+        total = blocks.total(shape for _, shape in tensors)
+        parts = blocks.assign(blocks.cut(total, len(self._stubs)), len(self._stubs))
+        chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
+        specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
+        groups = [
+            pb.Group(
+                name=name,
+                tensors=specs,
+                blocks=[pb.Block(index=b.index, offset=b.offset, elements=b.elements) for b in part],
+                optimizer=chosen,
+                workers=workers,
+                shard=shard,
+                shards=len(parts),
+            )
+            for shard, part in enumerate(parts)
+        ]
+        return await self._all("CreateGroup", [pb.CreateGroupRequest(group=group) for group in groups])
+
+    async def get_group(self, name: str) -> list[pb.Group]:
+        """Each shard's part of the group `groups/{group}`. Raises NotFound when a shard has none."""
+        return await self._all("GetGroup", [pb.GetGroupRequest(name=name)] * len(self._stubs))
+
+    async def list_groups(self, shard: int = 0) -> AsyncIterator[pb.Group]:
+        """The parts of all groups on one shard, in order of name, fetched page by page."""
+        token = ""
+        while True:
+            request = pb.ListGroupsRequest(page_token=token)
+            page = await self._callers[shard].unary(self._stubs[shard].ListGroups, request)
+            for group in page.groups:
+                yield group
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def delete_group(self, name: str) -> None:
+        """Delete every shard's part of a group. Raises NotFound when no shard had one."""
+        calls = (self._unary(shard, "DeleteGroup", pb.DeleteGroupRequest(name=name)) for shard in self._shards)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        failures = [result for result in results if isinstance(result, BaseException)]
+        serious = [failure for failure in failures if not isinstance(failure, errors.NotFound)]
+        if serious or len(failures) == len(results):
+            raise (serious or failures)[0]
+
+    async def check_optimizer(self, name: str, parameters: Mapping[str, float | bool] | None = None) -> pb.Optimizer:
+        """The optimizer with all its hyperparameters. Raises Invalid when there is no such one, or one is wrong."""
+        request = pb.CheckOptimizerRequest(optimizer=pb.Optimizer(name=name, parameters=_struct(parameters)))
+        optimizer: pb.Optimizer = await self._unary(0, "CheckOptimizer", request)
+        return optimizer
+
+    async def list_optimizers(self) -> list[pb.OptimizerDescription]:
+        """The optimizers with their hyperparameters, in order of name."""
+        response: pb.ListOptimizersResponse = await self._unary(0, "ListOptimizers", pb.ListOptimizersRequest())
+        return list(response.optimizers)
+
+    async def close(self) -> None:
+        """Close the channels."""
+        await asyncio.gather(*(caller.close() for caller in self._callers))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def _shards(self) -> range:
+        return range(len(self._stubs))
+
+    async def _unary(self, shard: int, method: str, request: Any) -> Any:
+        return await self._callers[shard].unary(getattr(self._stubs[shard], method), request)
+
+    async def _all(self, method: str, requests: Sequence[Any]) -> list[pb.Group]:
+        calls = (self._unary(shard, method, request) for shard, request in enumerate(requests))
+        groups: list[pb.Group] = []
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+            groups.append(result)
+        return groups
+
+
+def _struct(parameters: Mapping[str, float | bool] | None) -> Struct:
+    struct = Struct()
+    struct.update(dict(parameters or {}))
+    return struct

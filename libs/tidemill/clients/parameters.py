@@ -1,0 +1,294 @@
+"""Parameter groups from Python: made by `ParametersAdmin`, filled, pulled and pushed to by `ParametersClient`."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import grpc
+import numpy as np
+from opentelemetry import trace
+
+from tidemill import errors
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.clients.fanout import Calls, Fanout
+from tidemill.clients.groups import SERVICE, ParametersAdmin
+from tidemill.errors import invalid
+from tidemill.rpc import deadline
+from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
+from tidemill.rpc.options import channel_options
+from tidemill.tensors import blocks
+
+__all__ = ["LATEST", "Layout", "ParametersAdmin", "ParametersClient", "PushOutcome"]
+
+Array: TypeAlias = blocks.Array
+
+LATEST = -1
+"""Asks a pull for the latest version that all shards have."""
+FLOAT = np.dtype("<f4")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a group's flat vector is made up and spread."""
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    """Name and shape of each tensor, in order."""
+    parts: tuple[tuple[blocks.Block, ...], ...]
+    """For each shard its blocks."""
+    workers: int
+    """Number of workers in a round."""
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of each tensor."""
+        return [shape for _, shape in self.tensors]
+
+    @property
+    def elements(self) -> int:
+        """Length of the flat vector."""
+        return blocks.total(self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class PushOutcome:
+    """What became of a push."""
+
+    duplicate: bool
+    """Whether it was a repetition on every shard."""
+    version: int
+    """The lowest version of a shard afterwards."""
+
+
+class ParametersClient:
+    """Moves one group's parameters and gradients, for the loop of a worker. Errors are those of `tidemill.errors`.
+
+    Synchronous, with one thread and one connection a shard and direction: a pull may run beside a push. Loads, pushes
+    and pulls are repeated when a shard cannot be reached or a stream breaks; that is safe, because a push is known by
+    worker, step and attempt.
+
+    Args:
+        addresses: `host:port` of every shard, in the group's order.
+        group: `groups/{group}`.
+        tracer: makes client spans inside of a recorded span.
+        patience: seconds for which an operation is repeated on a shard that cannot be reached.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        group: str,
+        *,
+        tracer: trace.Tracer | None = None,
+        patience: float = 60.0,
+    ) -> None:
+        self.group = group
+        self._tracer = tracer
+        self._up = Fanout(len(addresses), patience, "push")
+        self._down = Fanout(len(addresses), patience, "pull")
+        options = channel_options([SERVICE], own_connection=True)
+        self._channels = [grpc.insecure_channel(address, options) for address in (*addresses, *addresses)]
+        stubs = [pg.ParameterServiceStub(channel) for channel in self._channels]
+        self._pushing, self._pulling = stubs[: len(addresses)], stubs[len(addresses) :]
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the group is made up and spread, asked of the shards once.
+
+        Raises:
+            NotFound: a shard does not have the group.
+            FailedPrecondition: with reason WRONG_SHARDS, the addresses are not those of the group, in its order.
+        """
+        groups = self._groups()
+        parts = tuple(tuple(blocks.Block(b.index, b.offset, b.elements) for b in group.blocks) for group in groups)
+        tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
+        layout = Layout(tensors, parts, groups[0].workers)
+        held = sorted((block for part in parts for block in part), key=lambda block: block.index)
+        ends = [0, *(block.offset + block.elements for block in held)]
+        fits = all(g.shard == shard and g.shards == len(groups) for shard, g in enumerate(groups))
+        if not fits or [*(block.offset for block in held), layout.elements] != ends:
+            raise errors.FailedPrecondition(
+                f"these {len(groups)} addresses are not the shards of {self.group} in order", reason="WRONG_SHARDS"
+            )
+        return layout
+
+    def versions(self) -> list[int]:
+        """Each shard's version. The least of them is where a worker resumes: the others keep it as well."""
+        return [group.version for group in self._groups()]
+
+    def load(self, flat: Array) -> None:
+        """Set the first values; the same ones again change nothing.
+
+        Args:
+            flat: all tensors, one after the other, float32.
+
+        Raises:
+            Invalid: the vector is not of the group's length, or holds NaN or infinity.
+            FailedPrecondition: the group has other first values already.
+        """
+        values = self._vector(flat)
+
+        def load(shard: int, calls: Calls) -> None:
+            def requests() -> Iterator[pb.LoadRequest]:
+                yield pb.LoadRequest(name=self.group)
+                for data in self._chunks(shard, values):
+                    yield pb.LoadRequest(block=data)
+
+            self._send(self._pushing[shard].Load, requests(), calls)
+
+        self._up.run(load)
+
+    def push(self, flat: Array | None, *, worker: int, step: int, attempt: int = 0, samples: int = 1) -> PushOutcome:
+        """Hand in one worker's gradients for one step.
+
+        Args:
+            flat: mean gradients over the worker's samples, float32; not looked at when there are no samples.
+            worker: rank of the worker.
+            step: version of the parameters that the gradients were computed from.
+            attempt: times that this rank was replaced so far.
+            samples: number of samples, which weighs the gradients.
+
+        Raises:
+            Invalid: the vector is not of the group's length, or holds NaN or infinity (reason NON_FINITE).
+            Stale: this worker was replaced (reason STALE_ATTEMPT): end.
+            FailedPrecondition: the step is ahead of the group.
+            NotFound: the group is not there (any more).
+        """
+        values = self._vector(flat) if samples else None
+        header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
+
+        def push(shard: int, calls: Calls) -> pb.PushResponse:
+            def requests() -> Iterator[pb.PushRequest]:
+                yield pb.PushRequest(header=header)
+                if values is not None:
+                    for data in self._chunks(shard, values):
+                        yield pb.PushRequest(block=data)
+
+            response: pb.PushResponse = self._send(self._pushing[shard].Push, requests(), calls)
+            return response
+
+        responses = self._up.run(push)
+        return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
+
+    def pull(
+        self, version: int = LATEST, out: Array | None = None, *, timeout: float | None = None
+    ) -> tuple[int, Array]:
+        """The parameters at one version, the same on all shards, waited for.
+
+        Args:
+            version: which; `LATEST` = the latest that all shards have, at least the first values.
+            out: where to put them: float32, contiguous, of the group's length; a new array unless given.
+            timeout: seconds to wait at most.
+
+        Returns:
+            The version, and all tensors one after the other.
+
+        Raises:
+            OutOfRange: the version is not kept any more.
+            DeadlineExceeded: it was not there in time.
+            NotFound: the group is not there (any more).
+        """
+        flat = np.empty(self.layout.elements, FLOAT) if out is None else out
+        if flat.dtype != FLOAT or flat.shape != (self.layout.elements,) or not flat.flags.writeable:
+            raise invalid("out", f"must be a writable vector of {self.layout.elements} float32")
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            wanted = min(self.versions()) if version == LATEST else version
+            try:
+                self._down.run(partial(self._receive, wanted, flat, ends))
+            except errors.OutOfRange:
+                if version != LATEST:
+                    raise
+                continue  # rounds have closed since the versions were asked: ask again
+            return wanted, flat
+
+    def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
+        """The optimizer's state, for checkpoints: the version, and name -> block -> values.
+
+        A state that is one number for a block has one element there; one that does not exist yet is missing.
+
+        Raises:
+            Stale: with reason VERSION_SKEW, a round closed meanwhile: the shards sent different versions.
+        """
+        found: dict[str, dict[int, Array]] = {}
+
+        def receive(shard: int, calls: Calls) -> tuple[int, list[tuple[str, int, Array]]]:
+            stub, rows, version = self._pulling[shard], [], 0
+            with call_context(self._tracer, stub.PullState) as metadata:
+                request = pb.PullStateRequest(name=self.group)
+                with calls.open(stub.PullState(request, metadata=metadata, timeout=deadline.timeout(None))) as call:
+                    for response in call:
+                        version = response.version
+                        if response.HasField("block"):
+                            values = np.frombuffer(response.block.data, FLOAT)
+                            rows.append((response.state, response.block.block, values))
+            return version, rows
+
+        results = self._down.run(receive)
+        if len({version for version, _ in results}) > 1:
+            raise errors.Stale("a round closed while the state was read: ask again", reason="VERSION_SKEW")
+        for _, rows in results:
+            for name, block, values in rows:
+                found.setdefault(name, {})[block] = values
+        return results[0][0], found
+
+    def close(self) -> None:
+        """Close the connections; operations at work fail."""
+        for channel in self._channels:
+            channel.close()
+        self._up.close()
+        self._down.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _groups(self) -> list[pb.Group]:
+        def get(shard: int, calls: Calls) -> pb.Group:
+            stub = self._pulling[shard]
+            with call_context(self._tracer, stub.GetGroup) as metadata:
+                request = pb.GetGroupRequest(name=self.group)
+                return stub.GetGroup(request, metadata=metadata, timeout=deadline.timeout(DEFAULT_TIMEOUT))
+
+        return self._down.run(get)
+
+    def _vector(self, flat: Array | None) -> Array:
+        elements = self.layout.elements
+        if flat is None or flat.shape != (elements,):
+            shape = None if flat is None else list(flat.shape)
+            raise invalid("flat", f"must be a vector of {elements} elements, not of shape {shape}")
+        return np.ascontiguousarray(flat, FLOAT)
+
+    def _chunks(self, shard: int, values: Array) -> Iterator[pb.BlockData]:
+        for block in self.layout.parts[shard]:
+            yield pb.BlockData(block=block.index, data=values[block.slice].tobytes())
+
+    def _send(self, method: Any, requests: Iterator[Any], calls: Calls) -> Any:
+        with call_context(self._tracer, method) as metadata:
+            call = method.future(requests, metadata=metadata, timeout=deadline.timeout(None))
+            with calls.open(call):
+                try:
+                    return call.result()
+                except grpc.FutureCancelledError:
+                    raise call from None  # it says why
+
+    def _receive(self, version: int, flat: Array, ends: float | None, shard: int, calls: Calls) -> None:
+        stub = self._pulling[shard]
+        left = None if ends is None else max(ends - time.monotonic(), 0.001)
+        missing = {block.index: block for block in self.layout.parts[shard]}
+        with call_context(self._tracer, stub.Pull) as metadata:
+            request = pb.PullRequest(name=self.group, version=version)
+            with calls.open(stub.Pull(request, metadata=metadata, timeout=deadline.timeout(left))) as call:
+                for response in call:
+                    if response.HasField("block"):
+                        block = missing.pop(response.block.block)
+                        flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
+        if missing:
+            raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {version}")

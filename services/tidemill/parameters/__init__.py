@@ -1,0 +1,1 @@
+"""The parameter server: one process is one shard."""

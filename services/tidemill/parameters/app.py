@@ -1,0 +1,53 @@
+"""Puts a shard of the parameter server together."""
+
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.clock import Clock, SystemClock
+from tidemill.parameters.config import Config
+from tidemill.parameters.groups import Groups, Limits
+from tidemill.parameters.metrics import Metrics
+from tidemill.parameters.servicer import ParameterServicer
+from tidemill.parameters.slots import Slots
+from tidemill.rpc import app
+from tidemill.rpc.app import App
+from tidemill.rpc.options import CHUNK
+from tidemill.rpc.server import Service, ThreadServer
+
+OVERHEAD = 64 << 10
+"""Bytes of a message around its chunk; small messages must fit as well."""
+
+
+def build(config: Config, *, clock: Clock | None = None) -> App:
+    """One shard as `config` says.
+
+    Args:
+        config: its settings.
+        clock: the system's unless given.
+    """
+    clock = clock or SystemClock()
+    telemetry = app.telemetry("parameters", config)
+    metrics = Metrics(telemetry.registry)
+    limits = Limits(
+        parameter_bytes=config.max_parameter_bytes,
+        groups=config.max_groups,
+        waiting=config.waiting_pulls,
+        optimizer_threads=config.optimizer_threads,
+    )
+    groups = Groups(limits, clock=clock, tracer=telemetry.tracer, closed=metrics.round_closed)
+    pulls = Slots(config.threads - config.reserved_threads, "pulls", "TOO_MANY_PULLS")
+    servicer = ParameterServicer(groups, pulls, metrics)
+    server = ThreadServer(
+        [
+            Service.of(
+                pg.add_ParameterServiceServicer_to_server, servicer, pb.DESCRIPTOR.services_by_name["ParameterService"]
+            )
+        ],
+        app.observer(config, telemetry),
+        threads=config.threads,
+        max_message=CHUNK + OVERHEAD,
+    )
+
+    async def release() -> None:
+        groups.stop()
+
+    return App("parameters", config, telemetry, server, stoppers=[release], clock=clock)

@@ -1,0 +1,41 @@
+"""Settings of one shard of the parameter server."""
+
+from dataclasses import dataclass
+
+from tidemill.config import setting
+from tidemill.errors import invalid
+from tidemill.rpc.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(ServerConfig):
+    """Settings of one shard of the parameter server."""
+
+    port: int = setting("gRPC port; 0 = a free one", 7104)
+    ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 9104)
+    shard: int = setting("number of this process among the shards, for its instance name and label", 0)
+    registry: str = setting(
+        "host:port of the registry to register at; empty = do not", "127.0.0.1:7101", env="TIDEMILL_REGISTRY_ADDRESS"
+    )
+    instance_ttl: float = setting("seconds after which a killed shard counts as gone", 10.0)
+    max_parameter_bytes: int = setting(
+        "most bytes of parameters of all groups together (one version, without optimizer state)", 4 << 30
+    )
+    max_groups: int = setting("most groups", 64)
+    threads: int = setting("calls in work at a time", 96)
+    waiting_pulls: int = setting("most pulls that wait for a version at a time; each holds a thread", 64)
+    reserved_threads: int = setting("threads that pulls never take, so that pushes go on", 16)
+    optimizer_threads: int = setting("threads of PyTorch for one operation; more processes scale better", 1)
+
+    def __post_init__(self) -> None:
+        # Not super(): a dataclass with slots is a new class, which the zero-argument form does not know.
+        ServerConfig.__post_init__(self)
+        for field in ("max_parameter_bytes", "max_groups", "waiting_pulls", "reserved_threads", "optimizer_threads"):
+            if getattr(self, field) < 1:
+                raise invalid(field, "must be at least 1")
+        if self.shard < 0:
+            raise invalid("shard", "must not be negative")
+        if not 2 <= self.instance_ttl <= 3600:
+            raise invalid("instance_ttl", "must be in [2, 3600]")
+        if self.threads <= self.waiting_pulls + self.reserved_threads:
+            raise invalid("threads", "must be more than waiting_pulls and reserved_threads together")

@@ -1,0 +1,156 @@
+"""Between the messages of the parameter API and the objects of the shard."""
+
+import json
+from collections.abc import Iterator
+
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from tidemill import names
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.api.tensors.v1 import tensors_pb2
+from tidemill.errors import invalid
+from tidemill.parameters import catalogue
+from tidemill.parameters.catalogue import Choice, Description
+from tidemill.parameters.definition import Definition, Tensor
+from tidemill.parameters.group import Group
+from tidemill.parameters.rounds import Header, Outcome
+from tidemill.parameters.snapshots import Snapshot
+from tidemill.tensors.blocks import Array, Block
+
+
+def group_name(name: str) -> str:
+    """`name` when it is one of a group.
+
+    Raises:
+        Invalid: it is not.
+    """
+    names.split(name, "groups")
+    return name
+
+
+def to_definition(group: pb.Group) -> Definition:
+    """What a creator asks for.
+
+    Raises:
+        Invalid: some part of it is wrong.
+    """
+    if not group.HasField("optimizer"):
+        raise invalid("group.optimizer", "is required")
+    for position, tensor in enumerate(group.tensors):
+        if tensor.dtype != tensors_pb2.DATA_TYPE_FP32:
+            raise invalid(f"group.tensors[{position}].dtype", "must be FP32")
+    return Definition(
+        name=group.name,
+        tensors=tuple(Tensor(tensor.name, tuple(tensor.shape)) for tensor in group.tensors),
+        blocks=tuple(Block(block.index, block.offset, block.elements) for block in group.blocks),
+        optimizer=to_choice(group.optimizer),
+        workers=group.workers,
+        shard=group.shard,
+        shards=group.shards,
+    )
+
+
+def to_choice(optimizer: pb.Optimizer) -> Choice:
+    """An optimizer with all hyperparameters.
+
+    Raises:
+        Invalid: there is no such optimizer, or a hyperparameter is wrong.
+    """
+    return catalogue.check(optimizer.name, dict(optimizer.parameters.items()))
+
+
+def from_choice(choice: Choice) -> pb.Optimizer:
+    """The message of an optimizer."""
+    parameters = Struct()
+    parameters.update(choice.parameters)
+    return pb.Optimizer(name=choice.name, parameters=parameters)
+
+
+def from_description(description: Description) -> pb.OptimizerDescription:
+    """The message of an optimizer that can be chosen."""
+    return pb.OptimizerDescription(
+        name=description.name,
+        description=description.text,
+        parameters=[
+            pb.OptimizerParameter(name=name, type=kind, default_json=json.dumps(default), description=meaning)
+            for name, kind, default, meaning in description.parameters
+        ],
+    )
+
+
+def from_group(group: Group) -> pb.Group:
+    """The message of a group as it is now."""
+    definition, status = group.definition, group.status()
+    created = Timestamp()
+    created.FromNanoseconds(int(group.created * 1e9))
+    return pb.Group(
+        name=definition.name,
+        tensors=[
+            tensors_pb2.TensorSpec(name=tensor.name, dtype=tensors_pb2.DATA_TYPE_FP32, shape=tensor.shape)
+            for tensor in definition.tensors
+        ],
+        blocks=[pb.Block(index=b.index, offset=b.offset, elements=b.elements) for b in definition.blocks],
+        optimizer=from_choice(definition.optimizer),
+        workers=definition.workers,
+        state=pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY,
+        version=status.version,
+        arrived=status.arrived,
+        samples=status.samples,
+        duplicates=status.duplicates,
+        create_time=created,
+        shard=definition.shard,
+        shards=definition.shards,
+    )
+
+
+def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
+    """The group's name and the header in the first message of a push.
+
+    Raises:
+        Invalid: it does not carry a header, or a wrong one.
+    """
+    if request is None or request.WhichOneof("part") != "header":
+        raise invalid("header", "the first message must carry the header", reason="MISSING_HEADER")
+    header = request.header
+    return group_name(header.name), Header(
+        worker=header.worker, step=header.step, attempt=header.attempt, samples=header.samples
+    )
+
+
+def to_block(request: pb.PushRequest | pb.LoadRequest) -> tuple[int, bytes]:
+    """The block in a message of a stream.
+
+    Raises:
+        Invalid: it carries none.
+    """
+    if not request.HasField("block"):
+        raise invalid("block", "every further message must carry a block", reason="MISSING_BLOCK")
+    return request.block.block, request.block.data
+
+
+def from_outcome(outcome: Outcome) -> pb.PushResponse:
+    """The answer to a push."""
+    return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version)
+
+
+def from_snapshot(group: Group, snapshot: Snapshot) -> Iterator[pb.PullResponse]:
+    """The blocks of one version; one message without a block when the shard has none."""
+    for block in group.part.blocks:
+        data = pb.BlockData(block=block.index, data=group.part.view(snapshot.values, block.index).tobytes())
+        yield pb.PullResponse(version=snapshot.version, block=data)
+    if not group.part.blocks:
+        yield pb.PullResponse(version=snapshot.version)
+
+
+def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[pb.PullStateResponse]:
+    """The blocks of each tensor of the state; one message without a block when there are none."""
+    empty = True
+    for name, arrays in state.items():
+        for block, array in zip(group.part.blocks, arrays, strict=True):
+            if array is not None:
+                empty = False
+                data = pb.BlockData(block=block.index, data=array.tobytes())
+                yield pb.PullStateResponse(version=version, state=name, block=data)
+    if empty:
+        yield pb.PullStateResponse(version=version)

@@ -1,0 +1,85 @@
+"""What a group of parameters is made of, checked before anything is allocated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tidemill import names
+from tidemill.errors import invalid
+from tidemill.parameters.catalogue import Choice
+from tidemill.tensors import shapes
+from tidemill.tensors.blocks import BLOCK, Block
+
+MAX_WORKERS = 64
+MAX_SHARDS = 64
+MAX_TENSOR_NAME = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of the group, float32."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """One shard's part of a group, as its creator asked for it.
+
+    Raises:
+        Invalid: when made of parts that do not fit together.
+    """
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    blocks: tuple[Block, ...]
+    optimizer: Choice
+    workers: int
+    shard: int
+    shards: int
+
+    def __post_init__(self) -> None:
+        names.split(self.name, "groups", field="group.name")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise invalid("group.workers", f"must be in [1, {MAX_WORKERS}], not {self.workers}")
+        if not 1 <= self.shards <= MAX_SHARDS:
+            raise invalid("group.shards", f"must be in [1, {MAX_SHARDS}], not {self.shards}")
+        if not 0 <= self.shard < self.shards:
+            raise invalid("group.shard", f"must be in [0, {self.shards}), not {self.shard}")
+        _check_blocks(self.blocks, _total(self.tensors))
+
+    @property
+    def elements(self) -> int:
+        """Number of elements on this shard."""
+        return sum(block.elements for block in self.blocks)
+
+
+def _total(tensors: Sequence[Tensor]) -> int:
+    seen = set()
+    total = 0
+    for position, tensor in enumerate(tensors):
+        field = f"group.tensors[{position}]"
+        if not 1 <= len(tensor.name) <= MAX_TENSOR_NAME:
+            raise invalid(f"{field}.name", f"must have 1 to {MAX_TENSOR_NAME} characters")
+        if tensor.name in seen:
+            raise invalid(f"{field}.name", f"{tensor.name[:40]!r} is there twice")
+        seen.add(tensor.name)
+        total += shapes.elements(tensor.shape, f"{field}.shape")
+    if total == 0:
+        raise invalid("group.tensors", "must have at least one element together")
+    return total
+
+
+def _check_blocks(blocks: Sequence[Block], total: int) -> None:
+    end, last = 0, -1
+    for position, block in enumerate(blocks):
+        field = f"group.blocks[{position}]"
+        if not 1 <= block.elements <= BLOCK:
+            raise invalid(f"{field}.elements", f"must be in [1, {BLOCK}], not {block.elements}")
+        if block.index <= last:
+            raise invalid(f"{field}.index", "blocks must be in order of index, each once, from 0")
+        if block.offset < end:
+            raise invalid(f"{field}.offset", "blocks must not overlap, in order of index")
+        if block.offset + block.elements > total:
+            raise invalid(f"{field}.offset", f"the block ends after the {total} elements of the group")
+        end, last = block.offset + block.elements, block.index

@@ -1,0 +1,123 @@
+"""All groups of one shard, within its limits."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opentelemetry import trace
+
+from tidemill.clock import Clock
+from tidemill.errors import AlreadyExists, Exhausted, NotFound
+from tidemill.parameters import catalogue
+from tidemill.parameters.definition import Definition
+from tidemill.parameters.group import Group
+from tidemill.parameters.optimizers.base import limit_threads
+from tidemill.parameters.slots import Slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one shard takes on.
+
+    Args:
+        parameter_bytes: bytes of the parameters of all groups together, of one version, without optimizer state.
+        groups: number of groups.
+        waiting: calls that wait for a version at a time.
+        optimizer_threads: threads of PyTorch for one operation.
+    """
+
+    parameter_bytes: int
+    groups: int
+    waiting: int
+    optimizer_threads: int
+
+
+class Groups:
+    """The groups by name. Safe for threads.
+
+    Args:
+        limits: of this shard.
+        clock: for the times of creation.
+        tracer: makes the spans of rounds.
+        closed: told the seconds that the closing of each round took.
+    """
+
+    def __init__(self, limits: Limits, *, clock: Clock, tracer: trace.Tracer, closed: Callable[[float], None]) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._tracer = tracer
+        self._closed = closed
+        self._waiting = Slots(limits.waiting, "pulls that wait", "TOO_MANY_WAITING")
+        self._changing = threading.Lock()
+        # Replaced, never changed: readers need no lock.
+        self._groups: dict[str, Group] = {}
+
+    def create(self, definition: Definition) -> Group:
+        """The new group; the one that is there already when it was defined the same way.
+
+        Raises:
+            AlreadyExists: there is another group of this name.
+            Exhausted: a limit of this shard would be passed.
+        """
+        with self._changing:
+            there = self._groups.get(definition.name)
+            if there is not None:
+                if there.definition != definition:
+                    raise AlreadyExists(f"{definition.name} exists with other content", reason="GROUP_EXISTS")
+                return there
+            self._admit(definition)
+            limit_threads(self._limits.optimizer_threads)
+            group = Group(
+                definition,
+                catalogue.make(definition.optimizer, [block.elements for block in definition.blocks]),
+                created=self._clock.now(),
+                waiting=self._waiting,
+                tracer=self._tracer,
+                closed=self._closed,
+            )
+            self._groups = {**self._groups, group.name: group}
+            return group
+
+    def get(self, name: str) -> Group:
+        """The group `name`.
+
+        Raises:
+            NotFound: there is none.
+        """
+        group = self._groups.get(name)
+        if group is None:
+            raise NotFound(f"{name[:160]} is not on this shard", metadata={"name": name[:160]})
+        return group
+
+    def after(self, name: str, count: int) -> list[Group]:
+        """The first `count` groups after `name`, in order of name; "" = from the start."""
+        groups = self._groups
+        return [groups[key] for key in sorted(groups) if key > name][:count]
+
+    def delete(self, name: str) -> None:
+        """Delete a group; who waits for it gets NOT_FOUND.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._changing:
+            group = self.get(name)
+            self._groups = {key: other for key, other in self._groups.items() if key != name}
+        group.delete()
+
+    def stop(self) -> None:
+        """Let all calls that wait fail with UNAVAILABLE: the process ends."""
+        for group in self._groups.values():
+            group.stop()
+
+    def _admit(self, definition: Definition) -> None:
+        if len(self._groups) >= self._limits.groups:
+            raise Exhausted(f"this shard holds {len(self._groups)} groups already", reason="TOO_MANY_GROUPS")
+        held = 4 * sum(group.part.elements for group in self._groups.values())
+        asked = 4 * definition.elements
+        if held + asked > self._limits.parameter_bytes:
+            raise Exhausted(
+                f"{asked} bytes of parameters are too many: {held} of {self._limits.parameter_bytes} are taken",
+                reason="TOO_MANY_PARAMETERS",
+                metadata={"asked": str(asked), "taken": str(held), "limit": str(self._limits.parameter_bytes)},
+            )

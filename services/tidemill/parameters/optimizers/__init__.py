@@ -1,0 +1,1 @@
+"""Optimizers that a group of parameters can have, one a file."""

@@ -1,0 +1,47 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tidemill.config import parameter
+from tidemill.parameters.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sgd(Optimizer):
+    """Stochastic gradient descent (Robbins and Monro 1951), as `torch.optim.SGD`."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Config:
+        """Hyperparameters of `Sgd`."""
+
+        learning_rate: float = parameter("factor of the gradient", 0.01, low=0, high=1e6)
+        weight_decay: float = parameter(
+            "L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1
+        )
+
+    config: Config
+
+    def start(self, sizes: Sequence[int]) -> None:
+        """There is no state."""
+
+    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]") -> None:
+        """Make one step in place."""
+        from torch.optim.sgd import sgd
+
+        sgd(
+            parameters,
+            gradients,
+            [None] * len(parameters),
+            foreach=False,
+            fused=False,
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )

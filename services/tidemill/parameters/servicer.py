@@ -1,0 +1,127 @@
+"""The parameter API over gRPC: converts, calls, converts."""
+
+from collections.abc import Iterable, Iterator
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from opentelemetry import trace
+from prometheus_client import Counter
+
+from tidemill import errors
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.parameters import catalogue, convert
+from tidemill.parameters.groups import Groups
+from tidemill.parameters.metrics import Metrics
+from tidemill.parameters.rounds import Header
+from tidemill.parameters.slots import Slots
+from tidemill.rpc import paging
+from tidemill.telemetry import attributes
+
+
+class ParameterServicer(pg.ParameterServiceServicer):
+    """One shard.
+
+    Args:
+        groups: its groups.
+        pulls: places for calls that send blocks, whether they wait or not: fewer than there are threads.
+        metrics: what is counted.
+    """
+
+    def __init__(self, groups: Groups, pulls: Slots, metrics: Metrics) -> None:
+        self._groups = groups
+        self._pulls = pulls
+        self._metrics = metrics
+
+    def CreateGroup(self, request: pb.CreateGroupRequest, context: grpc.ServicerContext) -> pb.Group:
+        """Create this shard's part of a group."""
+        return convert.from_group(self._groups.create(convert.to_definition(request.group)))
+
+    def GetGroup(self, request: pb.GetGroupRequest, context: grpc.ServicerContext) -> pb.Group:
+        """Read a group."""
+        return convert.from_group(self._groups.get(convert.group_name(request.name)))
+
+    def ListGroups(self, request: pb.ListGroupsRequest, context: grpc.ServicerContext) -> pb.ListGroupsResponse:
+        """List a page of groups."""
+        size = paging.size(request.page_size)
+        found = self._groups.after(paging.position(request.page_token), size + 1)
+        more = paging.token(found[size - 1].name) if len(found) > size else ""
+        return pb.ListGroupsResponse(groups=map(convert.from_group, found[:size]), next_page_token=more)
+
+    def DeleteGroup(self, request: pb.DeleteGroupRequest, context: grpc.ServicerContext) -> Empty:
+        """Delete a group."""
+        self._groups.delete(convert.group_name(request.name))
+        return Empty()
+
+    def Load(self, request_iterator: Iterator[pb.LoadRequest], context: grpc.ServicerContext) -> pb.Group:
+        """Take first values."""
+        first = next(request_iterator, pb.LoadRequest())
+        group = self._groups.get(convert.group_name(first.name))
+        group.load(_loaded(first, request_iterator))
+        return convert.from_group(group)
+
+    def Push(self, request_iterator: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> pb.PushResponse:
+        """Take gradients."""
+        try:
+            name, header = convert.to_header(next(request_iterator, None))
+            _describe(name, header)
+            outcome = self._groups.get(name).push(header, _counted(request_iterator, self._metrics.pushed_bytes))
+        except (errors.TidemillError, grpc.RpcError):
+            self._metrics.pushes.labels("refused").inc()
+            raise
+        self._metrics.pushes.labels("duplicate" if outcome.duplicate else "applied").inc()
+        trace.get_current_span().set_attribute(attributes.DUPLICATE, outcome.duplicate)
+        return convert.from_outcome(outcome)
+
+    def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[pb.PullResponse]:
+        """Send one version, when it is there."""
+        group = self._groups.get(convert.group_name(request.name))
+        # A call that ends, for whatever reason, must not keep its thread.
+        context.add_callback(group.wake)
+        with self._pulls, group.reading(request.version, context.is_active) as snapshot:
+            trace.get_current_span().set_attributes(
+                {attributes.GROUP: group.name, attributes.VERSION: snapshot.version}
+            )
+            for response in convert.from_snapshot(group, snapshot):
+                self._metrics.pulled_bytes.inc(len(response.block.data))
+                yield response
+
+    def PullState(self, request: pb.PullStateRequest, context: grpc.ServicerContext) -> Iterator[pb.PullStateResponse]:
+        """Send the optimizer's state."""
+        group = self._groups.get(convert.group_name(request.name))
+        with self._pulls, group.state() as (version, state):
+            yield from convert.from_state(group, version, state)
+
+    def ListOptimizers(
+        self, request: pb.ListOptimizersRequest, context: grpc.ServicerContext
+    ) -> pb.ListOptimizersResponse:
+        """List the optimizers."""
+        return pb.ListOptimizersResponse(optimizers=map(convert.from_description, catalogue.describe()))
+
+    def CheckOptimizer(self, request: pb.CheckOptimizerRequest, context: grpc.ServicerContext) -> pb.Optimizer:
+        """Check an optimizer, and fill in its defaults."""
+        return convert.from_choice(convert.to_choice(request.optimizer))
+
+
+def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[tuple[int, bytes]]:
+    if first.HasField("block"):
+        yield convert.to_block(first)
+    yield from map(convert.to_block, rest)
+
+
+def _counted(requests: Iterable[pb.PushRequest], counter: Counter) -> Iterator[tuple[int, bytes]]:
+    for index, data in map(convert.to_block, requests):
+        counter.inc(len(data))
+        yield index, data
+
+
+def _describe(name: str, header: Header) -> None:
+    trace.get_current_span().set_attributes(
+        {
+            attributes.GROUP: name,
+            attributes.RANK: header.worker,
+            attributes.STEP: header.step,
+            attributes.ATTEMPT: header.attempt,
+            attributes.SAMPLES: header.samples,
+        }
+    )

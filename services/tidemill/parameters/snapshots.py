@@ -1,0 +1,79 @@
+"""The last two versions of a shard's parameters: readers keep what they read, writers take new memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidemill.errors import OutOfRange
+from tidemill.tensors.blocks import Array
+
+
+@dataclass(slots=True, eq=False)
+class Buffer:
+    """Values that never change while anybody can see them; versions between which nothing changed share one."""
+
+    values: Array
+    readers: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """One version of the parameters."""
+
+    version: int
+    buffer: Buffer
+
+    @property
+    def values(self) -> Array:
+        """All elements of the part."""
+        return self.buffer.values
+
+
+class Snapshots:
+    """The latest version and the one before. Not safe for threads by itself: its owner's lock guards it.
+
+    Args:
+        values: those of version 0.
+    """
+
+    def __init__(self, values: Array) -> None:
+        self.latest = Snapshot(0, Buffer(values))
+        self._previous: Snapshot | None = None
+        self._spare: Array | None = None
+
+    def take(self, version: int) -> Snapshot:
+        """The snapshot of `version`, which is not later than the latest; counted as read until `release`.
+
+        Raises:
+            OutOfRange: with reason VERSION_GONE, it is not kept any more.
+        """
+        latest = self.latest
+        found = latest if version == latest.version else self._previous
+        if found is None or found.version != version:
+            raise OutOfRange(
+                f"version {version} is not kept any more; the latest is {latest.version}",
+                reason="VERSION_GONE",
+                metadata={"version": str(version), "latest": str(latest.version)},
+            )
+        found.buffer.readers += 1
+        return found
+
+    def release(self, snapshot: Snapshot) -> None:
+        """End a reading."""
+        snapshot.buffer.readers -= 1
+
+    def draft(self) -> Array:
+        """A copy of the latest values in memory that nobody else sees, to be changed and handed to `advance`."""
+        spare, self._spare = self._spare, None
+        draft = np.empty_like(self.latest.values) if spare is None else spare
+        np.copyto(draft, self.latest.values)
+        return draft
+
+    def advance(self, values: Array | None) -> None:
+        """Let `values` be the next version; None = those of the latest have not changed."""
+        retired, self._previous = self._previous, self.latest
+        buffer = self.latest.buffer if values is None else Buffer(values)
+        self.latest = Snapshot(self.latest.version + 1, buffer)
+        if retired is not None and not retired.buffer.readers and retired.buffer is not self._previous.buffer:
+            # Whoever reads has taken it under the lock: without readers, nobody will see it again.
+            self._spare = retired.values

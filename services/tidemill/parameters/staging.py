@@ -1,0 +1,83 @@
+"""Where a stream of blocks is gathered, to be taken whole or not at all."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from tidemill.errors import Invalid, Stale
+from tidemill.parameters.part import Part
+from tidemill.tensors.blocks import Array
+
+FLOAT = np.dtype("<f4")
+
+
+class Staging:
+    """Gathers every block of a part exactly once, each whole and finite.
+
+    Nothing is allocated before the first block has arrived. Used by one thread; `drop` may come from any.
+
+    Args:
+        part: the blocks that must come.
+        subject: what errors name: whose stream it is.
+    """
+
+    def __init__(self, part: Part, subject: Mapping[str, str]) -> None:
+        self._part = part
+        self._subject = dict(subject)
+        self._values: Array | None = None
+        self._missing = {block.index for block in part.blocks}
+        self._dropped = False
+
+    def add(self, index: int, data: bytes) -> None:
+        """Take the block `index`: little-endian float32.
+
+        Raises:
+            Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH or NON_FINITE.
+            Stale: SUPERSEDED, another stream has taken this one's place.
+        """
+        if index not in self._part:
+            raise self._invalid(index, "is not on this shard", "UNKNOWN_BLOCK")
+        if index not in self._missing:
+            raise self._invalid(index, "came twice", "REPEATED_BLOCK")
+        if self._values is None:
+            self._values = np.empty(self._part.elements, FLOAT)
+        values = self._values
+        if self._dropped:
+            raise self.superseded()
+        target = self._part.view(values, index)
+        if len(data) != target.nbytes:
+            raise self._invalid(index, f"needs {target.nbytes} bytes, not {len(data)}", "SIZE_MISMATCH")
+        block = np.frombuffer(data, FLOAT)
+        if not np.isfinite(block).all():
+            raise self._invalid(index, "holds NaN or infinity", "NON_FINITE")
+        np.copyto(target, block)
+        self._missing.discard(index)
+
+    def whole(self, *, optional: bool = False) -> Array:
+        """All blocks, one after the other in one array; an empty one when none has come and that is `optional`.
+
+        Raises:
+            Invalid: MISSING_BLOCKS, the stream ended early.
+            Stale: SUPERSEDED, another stream has taken this one's place.
+        """
+        values = self._values
+        if self._dropped:
+            raise self.superseded()
+        if self._missing and not (optional and values is None):
+            missing = min(self._missing)
+            raise self._invalid(missing, f"did not come ({len(self._missing)} are missing)", "MISSING_BLOCKS")
+        return np.empty(0, FLOAT) if values is None else values
+
+    def drop(self) -> None:
+        """Free the memory; what comes later is refused."""
+        self._dropped = True
+        self._values = None
+
+    def _invalid(self, index: int, problem: str, reason: str) -> Invalid:
+        subject = {**self._subject, "block": str(index)}
+        named = ", ".join(f"{key} {value}" for key, value in subject.items())
+        return Invalid(f"{named}: {problem}", reason=reason, metadata=subject, violations={"block": problem})
+
+    def superseded(self) -> Stale:
+        """What a stream is told whose place another one has taken."""
+        return Stale("another stream of the same worker took this one's place", reason="SUPERSEDED")
