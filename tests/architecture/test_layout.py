@@ -30,7 +30,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 def test_nothing_loads_what_can_run_code() -> None:
     forbidden = re.compile(
         r"^\s*(import|from) (pickle|cPickle|cloudpickle|joblib|dill|shelve|marshal|tarfile|shutil\.unpack)\b"
-        r"|torch\.load\(|allow_pickle\s*=\s*True|yaml\.load\(|\beval\(|\bexec\(|os\.system\(|shell\s*=\s*True",
+        r"|torch\.load\(|allow_pickle\s*=\s*True|yaml\.load\(|(?<![.\w])eval\(|(?<![.\w])exec\(|os\.system\(|shell\s*=\s*True",
         re.MULTILINE,
     )
     found = {str(p.relative_to(ROOT)): m.group(0) for p in OURS if (m := forbidden.search(p.read_text()))}
@@ -48,11 +48,8 @@ def test_entry_points_are_small(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 25
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in OURS if p.name not in ("__init__.py",)], ids=lambda p: str(p.relative_to(ROOT))
-)
-def test_every_module_says_what_it_is(path: Path) -> None:
-    assert ast.get_docstring(ast.parse(path.read_text()))
+def test_every_module_says_what_it_is() -> None:
+    assert [path for path in OURS if not ast.get_docstring(ast.parse(path.read_text()))] == []
 
 
 def test_names_of_spans_and_metrics_stand_in_one_place() -> None:

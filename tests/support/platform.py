@@ -28,6 +28,7 @@ from tidemill.cli.stack import (
     Stack,
 )
 
+ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
 
 
