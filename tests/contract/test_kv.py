@@ -1,32 +1,15 @@
 """What every key-value store does: the same tests over SQLite in memory, SQLite in a file, and a real etcd."""
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
-from pathlib import Path
 
 import pytest
 
-from tests.support.etcd import EtcdServer
 from tests.support.kv import read_until, read_watch, replay, shown
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.kv.base import CompactedError, Compare, Delete, Entry, Event, EventType, Kv, Operation, Put
-from tidemill.kv.etcd import EtcdKv
-from tidemill.kv.sqlite import SqliteKv
-
-
-@pytest.fixture(params=["sqlite-memory", "sqlite-file", "etcd"])
-async def kv(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kv]:
-    store: Kv
-    if request.param == "etcd":
-        server: EtcdServer = request.getfixturevalue("etcd_server")
-        store = EtcdKv([server.address], prefix=f"test-{uuid.uuid4()}/")
-    else:
-        store = await SqliteKv.open(":memory:" if request.param == "sqlite-memory" else tmp_path / "kv.db")
-    yield store
-    await store.close()
 
 
 async def revision_of(kv: Kv) -> int:

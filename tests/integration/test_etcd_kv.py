@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -19,6 +20,8 @@ from tests.support.wait import until
 from tidemill import errors
 from tidemill.kv.base import CompactedError, Compare, Event, Kv, Put
 from tidemill.kv.etcd import EtcdKv
+from tidemill.kv.etcd_connection import Tls
+from tidemill.kv.session import LeaseSession
 
 
 @pytest.fixture
@@ -277,6 +280,18 @@ class TestFailOver:
             assert entry.value == b"2"
             await collector.stop()
 
+    async def test_a_session_is_kept_over_a_half_open_connection(self, etcd_server: EtcdServer) -> None:
+        async with (
+            TcpProxy(etcd_server.address) as one,
+            TcpProxy(etcd_server.address) as two,
+            etcd_kv(one.address, two.address, prefix=fresh_prefix()) as kv,
+            await LeaseSession.open(kv, ttl=2) as session,
+        ):
+            one.blackhole()
+            await until(lambda: two.connections or session.lost.is_set())
+            assert await until(lambda: kv.renew_lease(session.lease)) == 2
+            assert session.alive
+
 
 class TestWatch:
     async def test_compaction_while_cut_off_is_told_and_listing_again_helps(self, etcd_server: EtcdServer) -> None:
@@ -400,6 +415,37 @@ class TestUsers:
         async with etcd_kv(etcd_server.address, prefix=fresh_prefix(), username="ann", password="x") as kv:
             revision = (await kv.put("a", b"1")).revision
             assert len(await read_watch(kv, "a", revision, events=1)) == 1
+
+
+def make_certificates(folder: Path) -> None:
+    """An authority, and certificates of a server and a client that it signed."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+
+    new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=test")
+    (folder / "san").write_text("subjectAltName=IP:127.0.0.1")
+    for name in ("server", "client"):
+        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signed = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signed)
+
+
+async def test_connections_can_be_encrypted_both_ways(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    flags = [f"--cert-file={tmp_path}/server.crt", f"--key-file={tmp_path}/server.key"]
+    flags += ["--client-cert-auth", f"--trusted-ca-file={tmp_path}/ca.crt"]
+    with running_etcd(tmp_path / "etcd", flags) as server:
+        trusting = Tls(ca=tmp_path / "ca.crt")
+        known = Tls(ca=tmp_path / "ca.crt", cert=tmp_path / "client.crt", key=tmp_path / "client.key")
+        async with etcd_kv(server.address, tls=known) as kv:
+            revision = (await kv.put("a", b"1")).revision
+            assert len(await read_watch(kv, "a", revision, events=1)) == 1
+        for tls in (None, Tls(), trusting):
+            async with etcd_kv(server.address, tls=tls, request_timeout=0.5) as kv:
+                with pytest.raises(errors.Unavailable):
+                    await kv.get("a")
 
 
 class TestOptions:

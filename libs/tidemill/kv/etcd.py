@@ -141,6 +141,9 @@ class EtcdKv(Kv):
                 if not isinstance(reply, pb.LeaseKeepAliveResponse):
                     raise Unavailable("the store did not answer the renewal of the lease")
                 return reply.TTL
+            except asyncio.CancelledError:  # whoever keeps a lease cannot wait long: try elsewhere next time
+                self._connection.failed(member)
+                raise
             finally:
                 call.cancel()
 

@@ -183,10 +183,13 @@ class LeaseSession:
             await asyncio.wait({task, other})
 
     async def _renew(self) -> None:
-        while not self.lost.is_set():
-            await self._clock.sleep(self._ttl / 3)
-            while not await self._renewed():
-                await self._clock.sleep(min(1.0, self._ttl / 20))
+        pause = self._ttl / 3
+        while True:
+            await self._clock.sleep(pause)
+            if not self.alive:
+                self.lost.set()
+                return
+            pause = self._ttl / 3 if await self._renewed() else min(1.0, self._ttl / 20)
 
     async def _renewed(self) -> bool:
         """Whether nothing is to be done until the next regular renewal."""
@@ -198,7 +201,7 @@ class LeaseSession:
             return True
         except TidemillError as error:
             _log.warning("lease %d is not renewed yet: %s", self.lease, error)
-            return self.lost.is_set()
+            return False
         if not self.alive:
             self.lost.set()
             return True
