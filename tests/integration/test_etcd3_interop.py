@@ -59,6 +59,7 @@ def prefix() -> str:
 async def etcd3(etcd3_python: Path, etcd_server: EtcdServer, prefix: str) -> AsyncIterator[Etcd3]:
     process = await asyncio.create_subprocess_exec(
         str(etcd3_python),
+        "-P",  # modules beside the program are not its own
         str(PROGRAM),
         "127.0.0.1",
         str(etcd_server.port),
@@ -67,7 +68,8 @@ async def etcd3(etcd3_python: Path, etcd_server: EtcdServer, prefix: str) -> Asy
         env={**os.environ, "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"},
     )
     yield Etcd3(process, prefix)
-    process.kill()
+    if process.returncode is None:
+        process.kill()
     await process.wait()
 
 
