@@ -19,6 +19,7 @@ from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.errors import invalid
 from tidemill.rpc import deadline
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
+from tidemill.rpc.frames import Piece, frame
 from tidemill.rpc.options import channel_options
 from tidemill.tensors import blocks
 
@@ -91,8 +92,15 @@ class ParametersClient:
         self._down = Fanout(len(addresses), patience, "pull")
         options = channel_options([SERVICE], own_connection=True)
         self._channels = [grpc.insecure_channel(address, options) for address in (*addresses, *addresses)]
-        stubs = [pg.ParameterServiceStub(channel) for channel in self._channels]
-        self._pushing, self._pulling = stubs[: len(addresses)], stubs[len(addresses) :]
+        pushing, pulling = self._channels[: len(addresses)], self._channels[len(addresses) :]
+        # Requests with bulk data are written by `frame`: they are bytes already.
+        self._load: list[Any] = [
+            c.stream_unary(f"/{SERVICE.full_name}/Load", None, pb.Group.FromString) for c in pushing
+        ]
+        self._push: list[Any] = [
+            c.stream_unary(f"/{SERVICE.full_name}/Push", None, pb.PushResponse.FromString) for c in pushing
+        ]
+        self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
 
     @cached_property
     def layout(self) -> Layout:
@@ -132,12 +140,12 @@ class ParametersClient:
         values = self._vector(flat)
 
         def load(shard: int, calls: Calls) -> None:
-            def requests() -> Iterator[pb.LoadRequest]:
-                yield pb.LoadRequest(name=self.group)
+            def requests() -> Iterator[bytes]:
+                yield pb.LoadRequest(name=self.group).SerializeToString()
                 for data in self._chunks(shard, values):
-                    yield pb.LoadRequest(block=data)
+                    yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
 
-            self._send(self._pushing[shard].Load, requests(), calls)
+            self._send(self._load[shard], requests(), calls)
 
         self._up.run(load)
 
@@ -161,13 +169,13 @@ class ParametersClient:
         header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
 
         def push(shard: int, calls: Calls) -> pb.PushResponse:
-            def requests() -> Iterator[pb.PushRequest]:
-                yield pb.PushRequest(header=header)
+            def requests() -> Iterator[bytes]:
+                yield pb.PushRequest(header=header).SerializeToString()
                 if values is not None:
                     for data in self._chunks(shard, values):
-                        yield pb.PushRequest(block=data)
+                        yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, data))
 
-            response: pb.PushResponse = self._send(self._pushing[shard].Push, requests(), calls)
+            response: pb.PushResponse = self._send(self._push[shard], requests(), calls)
             return response
 
         responses = self._up.run(push)
@@ -266,11 +274,14 @@ class ParametersClient:
             raise invalid("flat", f"must be a vector of {elements} elements, not of shape {shape}")
         return np.ascontiguousarray(flat, FLOAT)
 
-    def _chunks(self, shard: int, values: Array) -> Iterator[pb.BlockData]:
+    def _chunks(self, shard: int, values: Array) -> Iterator[list[Piece]]:
+        """The pieces of the `BlockData` of each block of a shard."""
         for block in self.layout.parts[shard]:
-            yield pb.BlockData(block=block.index, data=values[block.slice].tobytes())
+            data = values[block.slice].data.cast("B")
+            start = pb.BlockData(block=block.index).SerializeToString()
+            yield frame(start, pb.BlockData.DATA_FIELD_NUMBER, [data])
 
-    def _send(self, method: Any, requests: Iterator[Any], calls: Calls) -> Any:
+    def _send(self, method: Any, requests: Iterator[bytes], calls: Calls) -> Any:
         with call_context(self._tracer, method) as metadata:
             call = method.future(requests, metadata=metadata, timeout=deadline.timeout(None))
             with calls.open(call):

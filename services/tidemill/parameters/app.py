@@ -1,12 +1,10 @@
 """Puts a shard of the parameter server together."""
 
-from tidemill.api.parameters.v1 import parameters_pb2 as pb
-from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clock import Clock, SystemClock
 from tidemill.parameters.config import Config
 from tidemill.parameters.groups import Groups, Limits
 from tidemill.parameters.metrics import Metrics
-from tidemill.parameters.servicer import ParameterServicer
+from tidemill.parameters.servicer import SERVICE, ParameterServicer, add_to_server
 from tidemill.parameters.slots import Slots
 from tidemill.rpc import app
 from tidemill.rpc.app import App
@@ -37,11 +35,7 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
     pulls = Slots(config.threads - config.reserved_threads, "pulls", "TOO_MANY_PULLS")
     servicer = ParameterServicer(groups, pulls, metrics)
     server = ThreadServer(
-        [
-            Service.of(
-                pg.add_ParameterServiceServicer_to_server, servicer, pb.DESCRIPTOR.services_by_name["ParameterService"]
-            )
-        ],
+        [Service.of(add_to_server, servicer, SERVICE)],
         app.observer(config, telemetry),
         threads=config.threads,
         max_message=CHUNK + OVERHEAD,

@@ -16,6 +16,7 @@ from tidemill.parameters.definition import Definition, Tensor
 from tidemill.parameters.group import Group
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.snapshots import Snapshot
+from tidemill.rpc.frames import Piece, frame
 from tidemill.tensors.blocks import Array, Block
 
 
@@ -134,23 +135,29 @@ def from_outcome(outcome: Outcome) -> pb.PushResponse:
     return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version)
 
 
-def from_snapshot(group: Group, snapshot: Snapshot) -> Iterator[pb.PullResponse]:
-    """The blocks of one version; one message without a block when the shard has none."""
+def from_snapshot(group: Group, snapshot: Snapshot) -> Iterator[bytes]:
+    """The serialized `PullResponse` of each block of one version; one without a block when the shard has none."""
+    start = pb.PullResponse(version=snapshot.version).SerializeToString()
     for block in group.part.blocks:
-        data = pb.BlockData(block=block.index, data=group.part.view(snapshot.values, block.index).tobytes())
-        yield pb.PullResponse(version=snapshot.version, block=data)
+        data = _data(block.index, group.part.view(snapshot.values, block.index))
+        yield b"".join(frame(start, pb.PullResponse.BLOCK_FIELD_NUMBER, data))
     if not group.part.blocks:
-        yield pb.PullResponse(version=snapshot.version)
+        yield start
 
 
-def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[pb.PullStateResponse]:
-    """The blocks of each tensor of the state; one message without a block when there are none."""
+def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[bytes]:
+    """The serialized `PullStateResponse` of each block of each tensor; one without a block when there are none."""
     empty = True
     for name, arrays in state.items():
+        start = pb.PullStateResponse(version=version, state=name).SerializeToString()
         for block, array in zip(group.part.blocks, arrays, strict=True):
             if array is not None:
                 empty = False
-                data = pb.BlockData(block=block.index, data=array.tobytes())
-                yield pb.PullStateResponse(version=version, state=name, block=data)
+                yield b"".join(frame(start, pb.PullStateResponse.BLOCK_FIELD_NUMBER, _data(block.index, array)))
     if empty:
-        yield pb.PullStateResponse(version=version)
+        yield pb.PullStateResponse(version=version).SerializeToString()
+
+
+def _data(index: int, values: Array) -> list[Piece]:
+    start = pb.BlockData(block=index).SerializeToString()
+    return frame(start, pb.BlockData.DATA_FIELD_NUMBER, [values.data.cast("B")])

@@ -1,25 +1,29 @@
 """The parameter API over gRPC: converts, calls, converts."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from opentelemetry import trace
 from prometheus_client import Counter
 
 from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
-from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.parameters import catalogue, convert
 from tidemill.parameters.groups import Groups
 from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.rounds import Header
 from tidemill.parameters.slots import Slots
 from tidemill.rpc import paging
+from tidemill.rpc.methods import methods
 from tidemill.telemetry import attributes
 
+SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
 
-class ParameterServicer(pg.ParameterServiceServicer):
+
+class ParameterServicer:
     """One shard.
 
     Args:
@@ -73,7 +77,7 @@ class ParameterServicer(pg.ParameterServiceServicer):
         trace.get_current_span().set_attribute(attributes.DUPLICATE, outcome.duplicate)
         return convert.from_outcome(outcome)
 
-    def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[pb.PullResponse]:
+    def Pull(self, request: pb.PullRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Send one version, when it is there."""
         group = self._groups.get(convert.group_name(request.name))
         # A call that ends, for whatever reason, must not keep its thread.
@@ -83,10 +87,10 @@ class ParameterServicer(pg.ParameterServiceServicer):
                 {attributes.GROUP: group.name, attributes.VERSION: snapshot.version}
             )
             for response in convert.from_snapshot(group, snapshot):
-                self._metrics.pulled_bytes.inc(len(response.block.data))
+                self._metrics.pulled_bytes.inc(len(response))
                 yield response
 
-    def PullState(self, request: pb.PullStateRequest, context: grpc.ServicerContext) -> Iterator[pb.PullStateResponse]:
+    def PullState(self, request: pb.PullStateRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Send the optimizer's state."""
         group = self._groups.get(convert.group_name(request.name))
         with self._pulls, group.state() as (version, state):
@@ -125,3 +129,25 @@ def _describe(name: str, header: Header) -> None:
             attributes.SAMPLES: header.samples,
         }
     )
+
+
+def add_to_server(servicer: ParameterServicer, server: Any) -> None:
+    """Let `server` serve `servicer`: as the generated function does, but messages of bulk data come serialized."""
+    kinds = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+    }
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        method.name: kinds[method.client_streaming, method.server_streaming](
+            getattr(servicer, method.name),
+            request_deserializer=method.request.FromString,
+            response_serializer=_serialize,
+        )
+        for method in methods(SERVICE)
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+
+
+def _serialize(response: Message | bytes) -> bytes:
+    return response if isinstance(response, bytes) else response.SerializeToString()
