@@ -1,0 +1,57 @@
+"""Settings of the inference service: where models come from, how they run, and who it says it is."""
+
+from dataclasses import dataclass
+
+from tidemill import names
+from tidemill.config import setting
+from tidemill.errors import invalid
+from tidemill.rpc.config import ServerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceConfig(ServerConfig):
+    """Settings of the inference service."""
+
+    port: int = setting("gRPC port; 0 = a free one", 8001)
+    second_port: int | None = setting("a second gRPC port with the same services; 0 = a free one, none = off", 8500)
+    ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 8002)
+    registry_address: str = setting(
+        "host:port of the registry, whose aliases say what is served",
+        "127.0.0.1:7101",
+        env="TIDEMILL_REGISTRY_ADDRESS",
+    )
+    artifacts_address: str = setting(
+        "host:port of the artifact service, where models come from",
+        "127.0.0.1:7102",
+        env="TIDEMILL_ARTIFACTS_ADDRESS",
+    )
+    data: str = setting("directory of the model cache and of what was served last")
+
+    server_name: str = setting("name of the server in the metadata of the Open Inference Protocol", "tidemill")
+    default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
+    threads: int = setting("requests that run at a time; 0 = two for each core", 0)
+    max_waiting: int = setting("requests in work and waiting together; more are refused", 1024)
+    max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
+
+    providers: tuple[str, ...] = setting(
+        "execution providers of ONNX Runtime, the preferred first", ("CPUExecutionProvider",)
+    )
+    intra_op_threads: int = setting("threads inside of one run of a model", 1)
+    load_concurrency: int = setting("versions that load at a time", 2)
+    max_model_bytes: int = setting("largest model that is loaded", 2 << 30)
+    cache_bytes: int = setting("disk space above which blobs that are not served are removed", 10 << 30)
+
+    def __post_init__(self) -> None:
+        ServerConfig.__post_init__(self)
+        if not self.data:
+            raise invalid("data", "must name a directory")
+        if self.second_port is not None and not 0 <= self.second_port <= 65535:
+            raise invalid("second_port", "must be in [0, 65535]")
+        for field in ("max_waiting", "max_message_bytes", "intra_op_threads", "load_concurrency", "max_model_bytes"):
+            if getattr(self, field) < 1:
+                raise invalid(field, "must be at least 1")
+        if self.threads < 0 or self.cache_bytes < 0:
+            raise invalid("threads" if self.threads < 0 else "cache_bytes", "must not be negative")
+        if not self.providers:
+            raise invalid("providers", "must name at least one")
+        names.check(self.default_alias, "default_alias")

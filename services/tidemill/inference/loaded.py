@@ -1,0 +1,70 @@
+"""A version in a runtime, shared by the requests that use it."""
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from opentelemetry.context import Context
+
+from tidemill.inference.desired import Version
+from tidemill.inference.runtimes.base import Runtime
+
+
+class Loaded:
+    """A loaded version, which is closed when it is retired and the last request that uses it has ended.
+
+    As a context manager it ends one use that `acquire` began.
+
+    Args:
+        version: which it is.
+        runtime: where it runs.
+        trace: context of the span that loaded it; its first prediction joins that trace.
+    """
+
+    def __init__(self, version: Version, runtime: Runtime, trace: Context) -> None:
+        self.version = version
+        self.runtime = runtime
+        self.signature = runtime.signature
+        self.trace = trace
+        self.label = str(version.number)
+        self._lock = threading.Lock()
+        self._users = 0
+        self._idle: Callable[[], None] | None = None
+        self._fresh = True
+
+    def acquire(self) -> bool:
+        """Begin a use; False when it is retired."""
+        with self._lock:
+            if self._idle is not None:
+                return False
+            self._users += 1
+            return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._users -= 1
+            idle = self._idle if self._users == 0 else None
+        if idle is not None:
+            idle()
+
+    def retire(self, idle: Callable[[], None]) -> None:
+        """Take no new uses; `idle` is called once, from any thread, when the last use has ended."""
+        with self._lock:
+            self._idle = idle
+            busy = self._users > 0
+        if not busy:
+            idle()
+
+    def first_time(self) -> bool:
+        """True for exactly one caller."""
+        if not self._fresh:
+            return False
+        with self._lock:
+            fresh, self._fresh = self._fresh, False
+        return fresh

@@ -1,0 +1,1 @@
+"""Front doors over the same models: each turns a wire contract into requests to the engine."""

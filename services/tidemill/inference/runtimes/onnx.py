@@ -1,0 +1,185 @@
+"""ONNX models in ONNX Runtime."""
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from tidemill.errors import Internal, Invalid
+from tidemill.inference.runtimes._onnxfile import check_self_contained
+from tidemill.inference.runtimes.base import Array, Runtime, Settings
+from tidemill.inference.signatures import FREE, Signature, TensorSpec
+from tidemill.tensors import codec
+from tidemill.tensors.dtypes import DataType
+
+_TYPES = {
+    "tensor(bool)": DataType.BOOL,
+    "tensor(uint8)": DataType.UINT8,
+    "tensor(uint16)": DataType.UINT16,
+    "tensor(uint32)": DataType.UINT32,
+    "tensor(uint64)": DataType.UINT64,
+    "tensor(int8)": DataType.INT8,
+    "tensor(int16)": DataType.INT16,
+    "tensor(int32)": DataType.INT32,
+    "tensor(int64)": DataType.INT64,
+    "tensor(float16)": DataType.FP16,
+    "tensor(float)": DataType.FP32,
+    "tensor(double)": DataType.FP64,
+    "tensor(bfloat16)": DataType.BF16,
+    "tensor(string)": DataType.BYTES,
+}
+# ONNX Runtime's own exceptions share no base class; its Python layer adds two of the language's.
+_ERRORS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(_state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+)
+_BFLOAT16 = 16
+_SILENT = 4
+
+
+class OnnxRuntime(Runtime):
+    """One ONNX model. It must hold its own weights, and use operators that ONNX Runtime brings along.
+
+    Strings are UTF-8 in ONNX Runtime: BYTES inputs must be.
+    """
+
+    platform = "onnxruntime_onnx"
+
+    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
+        self._session = session
+        self._signature = Signature(_specs(session.get_inputs()), _specs(session.get_outputs()))
+        every = (*self._signature.inputs, *self._signature.outputs)
+        self._narrow = any(spec.datatype is DataType.BF16 for spec in every)
+        self._texts = frozenset(spec.name for spec in self._signature.inputs if spec.datatype is DataType.BYTES)
+
+    @classmethod
+    def select(cls, paths: Sequence[str]) -> tuple[str, ...]:
+        """`model.onnx`, or else the only file with that ending.
+
+        Raises:
+            Invalid: there is none, or more than one.
+        """
+        found = [path for path in paths if path.endswith(".onnx")]
+        if "model.onnx" in found:
+            return ("model.onnx",)
+        if len(found) != 1:
+            raise Invalid(
+                f"an onnx artifact needs model.onnx or exactly one .onnx file, not {len(found)}", reason="MODEL_REFUSED"
+            )
+        return tuple(found)
+
+    @classmethod
+    def load(cls, files: Mapping[str, bytes], settings: Settings) -> Self:
+        """The model in the one file.
+
+        Raises:
+            Invalid: it is broken, keeps weights elsewhere, needs operators that are not there, or has inputs or
+                outputs that are no tensors.
+        """
+        (data,) = files.values()
+        check_self_contained(data)
+        known = onnxruntime.get_available_providers()
+        if missing := [name for name in settings.providers if name not in known]:
+            raise Invalid(f"no execution provider {missing[0]!r}; known are {', '.join(known)}", reason="NO_PROVIDER")
+        try:
+            return cls(onnxruntime.InferenceSession(data, _options(settings), providers=list(settings.providers)))
+        except _ERRORS as error:
+            raise Invalid(f"ONNX Runtime refuses the model: {_first_line(error)}", reason="MODEL_REFUSED") from error
+
+    @property
+    def signature(self) -> Signature:
+        """Inputs and outputs as the file declares them."""
+        return self._signature
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The execution providers that the session got, which may be fewer than were asked for."""
+        return tuple(self._session.get_providers())
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """The named outputs, in this order.
+
+        Raises:
+            Invalid: BYTES that are not UTF-8, or shapes that do not fit each other.
+            Internal: an operator failed.
+        """
+        feeds = {name: _decoded(name, array) for name, array in inputs.items()} if self._texts else inputs
+        try:
+            if self._narrow:
+                return self._run_values(feeds, outputs)
+            found: list[Array] = self._session.run(outputs, feeds)
+        except _state.InvalidArgument as error:
+            raise Invalid(f"the model refuses the inputs: {_first_line(error)}", reason="INPUTS_REFUSED") from error
+        except _ERRORS as error:
+            raise Internal("the model failed on these inputs", reason="EXECUTION_FAILED") from error
+        return found
+
+    def _run_values(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """`run` for models with bfloat16, which numpy does not know."""
+        specs = self._signature.input
+        values = {name: _to_value(array, specs[name].datatype) for name, array in inputs.items()}
+        return [_from_value(value) for value in self._session.run_with_ort_values(outputs, values)]
+
+    def close(self) -> None:
+        """Free the session."""
+        del self._session
+
+
+def _options(settings: Settings) -> "onnxruntime.SessionOptions":
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT  # every error is raised as well
+    # Otherwise bytes in ONNX Runtime's own format would be taken too, and those are not checked here.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
+
+
+def _specs(arguments: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    """Raises Invalid when one is no tensor of a known type."""
+    for argument in arguments:
+        if argument.type not in _TYPES:
+            raise Invalid(f"{argument.name!r} is of type {argument.type}, which cannot be sent", reason="MODEL_REFUSED")
+    return tuple(
+        TensorSpec(
+            argument.name,
+            _TYPES[argument.type],
+            tuple(dimension if isinstance(dimension, int) else FREE for dimension in argument.shape),
+        )
+        for argument in arguments
+    )
+
+
+def _decoded(name: str, array: Array) -> Array:
+    if array.dtype != object:
+        return array
+    try:
+        texts = np.array([element.decode() for element in array.ravel()], dtype=object)
+    except UnicodeDecodeError as error:
+        raise Invalid(f"input {name!r} must be UTF-8, as ONNX asks of strings", reason="NOT_UTF8") from error
+    return texts.reshape(array.shape)
+
+
+def _to_value(array: Array, datatype: DataType) -> "onnxruntime.OrtValue":
+    if datatype is not DataType.BF16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    halves = np.frombuffer(codec.encode(array, DataType.BF16), "<u2").reshape(array.shape)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(halves, _BFLOAT16)
+
+
+def _from_value(value: "onnxruntime.OrtValue") -> Array:
+    if value.element_type() != _BFLOAT16:
+        found: Array = value.numpy()
+        return found
+    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return codec.decode(DataType.BF16, value.shape(), data)
+
+
+def _first_line(error: Exception) -> str:
+    """What the error says, without ONNX Runtime's own prefix and source files."""
+    text = str(error).strip().split("\n")[0]
+    return (text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text)[:300]

@@ -1,0 +1,103 @@
+"""Small ONNX models, built when a test needs them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+FLOAT = TensorProto.FLOAT
+Dimensions = Sequence[int | str | None] | None
+
+
+def tensor(name: str, kind: int = FLOAT, shape: Dimensions = ("n", 2)) -> Any:
+    """The declaration of an input or output; `shape=None` leaves the rank open."""
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model(nodes: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any], weights: Sequence[Any] = ()) -> Any:
+    """A model of these parts."""
+    graph = helper.make_graph(list(nodes), "graph", list(inputs), list(outputs), list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def scale(factor: float, *, kind: int = FLOAT, shape: Dimensions = ("n", 2)) -> bytes:
+    """y = factor * x."""
+    weights = [numpy_helper.from_array(np.array(factor, helper.tensor_dtype_to_np_dtype(kind)), "factor")]
+    node = helper.make_node("Mul", ["x", "factor"], ["y"])
+    return bytes(model([node], [tensor("x", kind, shape)], [tensor("y", kind, shape)], weights).SerializeToString())
+
+
+def identity(kind: int, shape: Dimensions = ("n", 2)) -> bytes:
+    """y = x, of any element type."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    return bytes(model([node], [tensor("x", kind, shape)], [tensor("y", kind, shape)]).SerializeToString())
+
+
+def sums() -> bytes:
+    """total = a + b and difference = a - b, of two INT32 tensors [n, 4]."""
+    shape = ("n", 4)
+    nodes = [helper.make_node("Add", ["a", "b"], ["total"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
+    inputs = [tensor(name, TensorProto.INT32, shape) for name in ("a", "b")]
+    outputs = [tensor(name, TensorProto.INT32, shape) for name in ("total", "difference")]
+    return bytes(model(nodes, inputs, outputs).SerializeToString())
+
+
+def reshape() -> bytes:
+    """y = x in the shape that the input `shape` says: fails on shapes that do not fit."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    inputs = [tensor("x", FLOAT, ["n"]), tensor("shape", TensorProto.INT64, ["k"])]
+    return bytes(model([node], inputs, [tensor("y", FLOAT, None)]).SerializeToString())
+
+
+def blowup() -> bytes:
+    """y = zeros of the shape that the input `shape` says, as large as the caller likes."""
+    node = helper.make_node("ConstantOfShape", ["shape"], ["y"])
+    return bytes(
+        model([node], [tensor("shape", TensorProto.INT64, ["k"])], [tensor("y", FLOAT, None)]).SerializeToString()
+    )
+
+
+def external_tensor(name: str = "factor") -> Any:
+    """A weight that says that it lies in another file."""
+    found = onnx.TensorProto(name=name, data_type=FLOAT, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    found.external_data.add(key="location", value="../../etc/passwd")
+    return found
+
+
+def external(where: str) -> bytes:
+    """A model with external data in an `initializer`, `attribute`, `sparse` tensor, `subgraph`, `function` or list."""
+    inputs, outputs = [tensor("x", FLOAT, [1])], [tensor("y", FLOAT, [1])]
+    outside = external_tensor()
+    constant = helper.make_node("Constant", [], ["factor"], value=outside)
+    add = helper.make_node("Add", ["x", "factor"], ["y"])
+    if where == "initializer":
+        made = model([add], inputs, outputs, [outside])
+    elif where == "attribute":
+        made = model([constant, add], inputs, outputs)
+    elif where == "tensors":
+        node = helper.make_node("Custom", ["x"], ["y"], weights=[outside])
+        made = model([node], inputs, outputs)
+    elif where == "sparse":
+        made = model([helper.make_node("Identity", ["x"], ["y"])], inputs, outputs)
+        made.graph.sparse_initializer.add(values=outside, dims=[1])
+    elif where == "subgraph":
+        inner = helper.make_graph(
+            [helper.make_node("Identity", ["factor"], ["z"])], "inner", [], [tensor("z")], [outside]
+        )
+        nodes = [
+            helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
+            helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner),
+        ]
+        made = model(nodes, inputs, outputs)
+    else:
+        made = model([helper.make_node("Shift", ["x"], ["y"], domain="local")], inputs, outputs)
+        made.opset_import.append(helper.make_opsetid("local", 1))
+        body = [constant, helper.make_node("Add", ["x", "factor"], ["y"])]
+        made.functions.append(helper.make_function("local", "Shift", ["x"], ["y"], body, [helper.make_opsetid("", 20)]))
+    return bytes(made.SerializeToString())
+
+
+EXTERNAL = ("initializer", "attribute", "tensors", "sparse", "subgraph", "function")
+"""Where `external` can put it."""
