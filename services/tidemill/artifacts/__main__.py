@@ -1,0 +1,18 @@
+"""`python -m tidemill.artifacts`: run the artifact service."""
+
+import sys
+
+from tidemill import config
+from tidemill.artifacts.app import build
+from tidemill.artifacts.config import Config
+from tidemill.rpc import app
+
+
+def main() -> int:
+    """The exit status of the process."""
+    settings = config.load(Config, "ARTIFACTS")
+    return app.run("artifacts", settings, lambda: build(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Places that keep objects, one plug-in a file."""
