@@ -1,10 +1,14 @@
-"""Reading watches in tests."""
+"""Key-value stores in tests: opening them, and reading their watches."""
 
 import asyncio
-from collections.abc import Iterable
-from contextlib import aclosing
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 
+from tests.support.wait import until
+from tidemill import errors
 from tidemill.kv.base import Entry, Event, EventType, Kv, WatchBatch
+from tidemill.kv.etcd import EtcdKv
 
 TIMEOUT = 20.0
 
@@ -52,3 +56,54 @@ def replay(entries: Iterable[Entry], events: Iterable[Event]) -> dict[str, Entry
         else:
             del state[entry.key]
     return state
+
+
+@asynccontextmanager
+async def etcd_kv(*endpoints: str, **options: object) -> AsyncIterator[EtcdKv]:
+    """A client of the etcd at these endpoints, closed at the end."""
+    kv = EtcdKv(endpoints, **options)  # type: ignore[arg-type]
+    try:
+        yield kv
+    finally:
+        await kv.close()
+
+
+def fresh_prefix() -> str:
+    """A prefix that no other test uses."""
+    return f"test-{uuid.uuid4()}/"
+
+
+async def healthy(kv: Kv) -> bool:
+    """Whether the store answers now."""
+    try:
+        await kv.check()
+    except errors.Unavailable:
+        return False
+    return True
+
+
+class Collector:
+    """A watch that runs beside the test."""
+
+    def __init__(self, kv: Kv, prefix: str, from_revision: int) -> None:
+        self.events: list[Event] = []
+        self.revision = from_revision - 1
+        self._task = asyncio.create_task(self._run(kv, prefix, from_revision))
+
+    async def _run(self, kv: Kv, prefix: str, from_revision: int) -> None:
+        async with aclosing(kv.watch(prefix, from_revision)) as watch:
+            async for batch in watch:
+                self.events += batch.events
+                self.revision = batch.revision
+
+    async def reach(self, revision: int) -> list[Event]:
+        """The events when those up to `revision` are there."""
+        await until(lambda: self.revision >= revision or self._task.done(), TIMEOUT, f"revision {revision}")
+        if self._task.done():
+            self._task.result()
+        return self.events
+
+    async def stop(self) -> None:
+        """End the watch."""
+        self._task.cancel()
+        await asyncio.wait([self._task])

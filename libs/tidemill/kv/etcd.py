@@ -172,16 +172,18 @@ class EtcdKv(Kv):
                 raise
 
     async def check(self) -> None:
+        half = self._connection.timeout / 2
         if not self._version_checked:
-            await self._check_version()
-        await self._range(pb.RangeRequest(key=self._bounds("")[0], keys_only=True))
+            await self._check_version(half)
+        await self._range(pb.RangeRequest(key=self._bounds("")[0], keys_only=True), timeout=half)
 
     async def close(self) -> None:
         await self._connection.close()
 
-    async def _check_version(self) -> None:
+    async def _check_version(self, timeout: float) -> None:
         status = await self._connection.read(
-            lambda m, metadata, seconds: m.maintenance.Status(pb.StatusRequest(), metadata=metadata, timeout=seconds)
+            lambda m, metadata, seconds: m.maintenance.Status(pb.StatusRequest(), metadata=metadata, timeout=seconds),
+            timeout=timeout,
         )
         parts = status.version.split(".")[:2]
         if not all(part.isdecimal() for part in parts) or tuple(map(int, parts)) < OLDEST:
@@ -189,10 +191,10 @@ class EtcdKv(Kv):
             raise FailedPrecondition(f"etcd {wanted} or later is needed, not {status.version}", reason="STORE_TOO_OLD")
         self._version_checked = True
 
-    async def _range(self, request: pb.RangeRequest) -> pb.RangeResponse:
+    async def _range(self, request: pb.RangeRequest, *, timeout: float | None = None) -> pb.RangeResponse:
         try:
             return await self._connection.read(
-                lambda m, metadata, seconds: m.kv.Range(request, metadata=metadata, timeout=seconds)
+                lambda m, metadata, seconds: m.kv.Range(request, metadata=metadata, timeout=seconds), timeout=timeout
             )
         except OutOfRange as error:
             if error.reason == "COMPACTED":

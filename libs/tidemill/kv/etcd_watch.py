@@ -98,6 +98,7 @@ class EtcdWatch:
         self._silence = silence
         self._backoff = Backoff()
         self._login_tried = False
+        self._troubled = False
         self._asking: asyncio.Task[None] | None = None
 
     async def batches(self) -> AsyncGenerator[RawBatch, None]:
@@ -109,7 +110,9 @@ class EtcdWatch:
                     async for batch in stream:
                         yield batch
             except _Broken as broken:
-                _log.warning("watch from revision %d continues on a new stream: %s", self._place.next, broken)
+                if not self._troubled:
+                    _log.warning("watch at revision %d needs a new stream: %s", self._place.next, broken)
+                self._troubled = True
             first = False
             await asyncio.sleep(self._backoff.next())
 
@@ -138,6 +141,9 @@ class EtcdWatch:
                 if response.created:
                     watch_id = response.watch_id
                     self._login_tried = False
+                    if self._troubled:
+                        _log.info("watch at revision %d goes on", self._place.next)
+                    self._troubled = False
                     continue
                 self._silence = self._least_silence
                 self._backoff.reset()
