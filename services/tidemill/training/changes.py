@@ -16,7 +16,7 @@ class Changes:
 
     @contextmanager
     def of(self, job: str) -> Iterator[asyncio.Event]:
-        """An event of one's own that is set whenever the job with this id changes; with `ALL`, whenever any does."""
+        """An event of one's own, set whenever the job with this id changes; for `ALL`, when any does in the store."""
         event = asyncio.Event()
         self._waiting.setdefault(job, set()).add(event)
         try:
@@ -28,8 +28,13 @@ class Changes:
                 del self._waiting[job]
 
     def touch(self, job: str) -> None:
-        """The job with this id has changed."""
-        for event in (*self._waiting.get(job, ()), *self._waiting.get(ALL, ())):
+        """The job with this id has changed in the store."""
+        self.stir(job)
+        self.stir(ALL)
+
+    def stir(self, job: str) -> None:
+        """Something about the job with this id has changed that is not stored."""
+        for event in self._waiting.get(job, ()):
             event.set()
 
     def touch_all(self) -> None:

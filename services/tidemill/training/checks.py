@@ -40,7 +40,7 @@ def complete(spec: JobSpec) -> JobSpec:
             patience=check.number("spec.early_stopping.patience", spec.early_stopping.patience, 0, 10_000),
             min_delta=check.number("spec.early_stopping.min_delta", spec.early_stopping.min_delta, 0.0, 1e9),
         ),
-        register_as=check.name("spec.register_as", spec.register_as),
+        register_as=check.resource("spec.register_as", spec.register_as, "models"),
         alias=check.name("spec.alias", spec.alias),
         max_restarts=check.number(
             "spec.max_restarts", MAX_RESTARTS if spec.max_restarts is None else spec.max_restarts, 0, 100
@@ -127,6 +127,12 @@ class _Problems:
         """A valid name, or nothing."""
         if value:
             self._try(lambda: names.check(value, field))
+        return value
+
+    def resource(self, field: str, value: str, collection: str) -> str:
+        """A resource name `{collection}/{name}`, or nothing."""
+        if value:
+            self._try(lambda: names.split(value, collection, field=field))
         return value
 
     def digest(self, field: str, value: str) -> str:

@@ -115,7 +115,7 @@ class Job:
     @property
     def group(self) -> str:
         """Name of its parameter group, different for every job there ever was."""
-        return f"groups/{self.id[:80]}.{self.uid}"
+        return f"groups/{self.id[:80]}-{self.uid}"
 
     @property
     def is_over(self) -> bool:

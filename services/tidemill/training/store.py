@@ -12,7 +12,7 @@ training/format                    version of all this
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -53,7 +53,9 @@ class Duty:
     shards: tuple[str, ...] = ()
     """Shards to delete it from."""
     artifacts: tuple[str, ...] = ()
-    """Artifacts that the job does not need any more."""
+    """Artifacts that the job has made and does not need any more: they are deleted, unless somebody else needs them."""
+    inputs: tuple[str, ...] = ()
+    """Artifacts of others that the job does not need any more: they stay."""
     created: float = 0.0
 
     @property
@@ -71,10 +73,38 @@ class Listed:
 
 
 class JobStore:
-    """The jobs in `kv`."""
+    """The jobs.
 
-    def __init__(self, kv: Kv) -> None:
-        self._kv = kv
+    Args:
+        opener: opens the store that they are kept in.
+    """
+
+    def __init__(self, opener: Callable[[], Awaitable[Kv]]) -> None:
+        self._opener = opener
+        self._opened: Kv | None = None
+
+    @property
+    def kv(self) -> Kv:
+        """The open store."""
+        assert self._opened is not None, "the store is opened before it is used"
+        return self._opened
+
+    async def open(self) -> None:
+        """Open the store and look at its format; when it cannot be reached yet, `check_format` is called later.
+
+        Raises:
+            FailedPrecondition: reason DATA_VERSION_NEWER; and what opening raises.
+        """
+        self._opened = await self._opener()
+        try:
+            await self.check_format()
+        except Unavailable as error:
+            LOG.warning("the store cannot be reached yet: %s", error.message)
+
+    async def close(self) -> None:
+        """Close the store."""
+        if self._opened is not None:
+            await self._opened.close()
 
     async def check_format(self) -> None:
         """Mark a new store with the storage format.
@@ -82,8 +112,8 @@ class JobStore:
         Raises:
             FailedPrecondition: reason DATA_VERSION_NEWER, when a newer release wrote the store.
         """
-        await self._kv.txn([Compare(_FORMAT, mod_revision=0)], [Put(_FORMAT, str(FORMAT).encode())])
-        entry = await self._kv.get(_FORMAT)
+        await self.kv.txn([Compare(_FORMAT, mod_revision=0)], [Put(_FORMAT, str(FORMAT).encode())])
+        entry = await self.kv.get(_FORMAT)
         found = entry.value.decode() if entry else ""
         if not found.isdecimal() or int(found) > FORMAT:
             raise FailedPrecondition(
@@ -114,7 +144,7 @@ class JobStore:
             compares.append(Compare(job.request, mod_revision=0))
             operations.append(Put(job.request, job.id.encode()))
         try:
-            done = await self._kv.txn(compares, operations)
+            done = await self.kv.txn(compares, operations)
         except Unavailable as error:
             if error.reason != "OUTCOME_UNKNOWN":
                 raise
@@ -130,7 +160,7 @@ class JobStore:
         raise AlreadyExists(f"{job.name} exists", reason="JOB_EXISTS", metadata={"job": job.name})
 
     async def _of_request(self, job: Job) -> Job | None:
-        entry = await self._kv.get(job.request)
+        entry = await self.kv.get(job.request)
         found = await self.find(entry.value.decode()) if entry else None
         if found is None or found.request != job.request:
             return None
@@ -140,11 +170,11 @@ class JobStore:
 
     async def find(self, identifier: str) -> Job | None:
         """The job with this id, or None."""
-        entry = await self._kv.get(_job(identifier))
+        entry = await self.kv.get(_job(identifier))
         if entry is None:
             return None
         job = records.decode(Job, entry.value)
-        page = await self._kv.range(_epochs(job.uid))
+        page = await self.kv.range(_epochs(job.uid))
         epochs = tuple(records.decode(Epoch, each.value) for each in page.entries)
         return replace(job, revision=entry.mod_revision, epochs=epochs)
 
@@ -171,7 +201,7 @@ class JobStore:
         found: list[Listed] = []
         while True:
             start = f"{NEWEST}{after}" if after else ""
-            index = await self._kv.range(NEWEST, start_after=start, limit=max(size, _SCAN))
+            index = await self.kv.range(NEWEST, start_after=start, limit=max(size, _SCAN))
             for listed in await self._read(index.entries):
                 if state is None or listed.job.state is state:
                     found.append(listed)
@@ -183,12 +213,12 @@ class JobStore:
 
     async def active(self) -> list[Job]:
         """Jobs that have not ended, oldest first."""
-        index = await self._kv.range(ACTIVE)
+        index = await self.kv.range(ACTIVE)
         return [listed.job for listed in await self._read(index.entries) if not listed.job.is_over]
 
     async def count_active(self) -> int:
         """How many jobs have not ended."""
-        return len((await self._kv.range(ACTIVE)).entries)
+        return len((await self.kv.range(ACTIVE)).entries)
 
     async def _read(self, index: Sequence[Entry]) -> list[Listed]:
         gate = asyncio.Semaphore(_READS)
@@ -219,7 +249,7 @@ class JobStore:
         if job.is_over:
             operations.append(Delete(_active(job)))
         operations += [Put(duty.key, records.encode(duty)) for duty in duties]
-        done = await self._kv.txn([Compare(_job(job.id), mod_revision=job.revision)], operations)
+        done = await self.kv.txn([Compare(_job(job.id), mod_revision=job.revision)], operations)
         if not done.succeeded:
             raise _changed(job)
         return replace(job, revision=done.revision)
@@ -239,25 +269,25 @@ class JobStore:
         ]
         if job.request:
             operations.append(Delete(job.request))
-        done = await self._kv.txn([Compare(_job(job.id), mod_revision=job.revision)], operations)
+        done = await self.kv.txn([Compare(_job(job.id), mod_revision=job.revision)], operations)
         if not done.succeeded:
             raise _changed(job)
 
     async def duties(self) -> list[Duty]:
         """Work that is left to do."""
-        return [records.decode(Duty, entry.value) for entry in (await self._kv.range(DUTIES)).entries]
+        return [records.decode(Duty, entry.value) for entry in (await self.kv.range(DUTIES)).entries]
 
     async def done(self, duty: Duty) -> None:
         """Forget a duty."""
-        await self._kv.delete(duty.key)
+        await self.kv.delete(duty.key)
 
     async def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Ids of jobs that have changed, for ever; an empty set first and whenever changes may have been missed."""
         while True:
-            revision = (await self._kv.range(JOBS, limit=1)).revision
+            revision = (await self.kv.range(JOBS, limit=1)).revision
             yield frozenset()
             try:
-                async with aclosing(self._kv.watch(JOBS, revision + 1)) as batches:
+                async with aclosing(self.kv.watch(JOBS, revision + 1)) as batches:
                     async for batch in batches:
                         if batch.events:
                             yield frozenset(event.entry.key.removeprefix(JOBS) for event in batch.events)
@@ -266,7 +296,7 @@ class JobStore:
 
     async def check(self) -> None:
         """Return when the store answers. Raises Unavailable."""
-        await self._kv.check()
+        await self.kv.check()
 
 
 def _changed(job: Job) -> Stale:

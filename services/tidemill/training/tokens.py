@@ -1,29 +1,41 @@
-"""Words as numbers: how texts become tokens, the same way for whoever asks the trained model."""
+"""The secrets by which worker processes are known; their digests alone are kept, in memory."""
 
-import re
-import zlib
+import hashlib
+import secrets
+from typing import Generic, TypeVar
 
-import numpy as np
+from tidemill.errors import Unauthenticated
 
-from tidemill.training.samples import Array
-
-RULE = "crc32-lower-words"
-"""Name of this rule, recorded with every model trained on text."""
-PADDING = 0
-_WORD = re.compile(r"\w+")
+T = TypeVar("T")
 
 
-def tokens(text: str) -> list[int]:
-    """The CRC-32 of the UTF-8 bytes of each word of `text` in lower case; 1 for a word whose CRC-32 is the padding's.
+class Tokens(Generic[T]):
+    """Who was given which token."""
 
-    A word is a run of letters, digits and underscores of any script.
-    """
-    return [zlib.crc32(word.encode("utf-8", "replace")) or 1 for word in _WORD.findall(text.lower())]
+    def __init__(self) -> None:
+        self._holders: dict[bytes, T] = {}
+
+    def issue(self, holder: T) -> str:
+        """A new token for `holder`."""
+        token = secrets.token_urlsafe(32)
+        self._holders[_digest(token)] = holder
+        return token
+
+    def find(self, token: str) -> T:
+        """Who was given `token`. The look-up is by digest, so its time says nothing about other tokens.
+
+        Raises:
+            Unauthenticated: reason UNKNOWN_TOKEN.
+        """
+        holder = self._holders.get(_digest(token))
+        if holder is None:
+            raise Unauthenticated("the token is of no worker at work", reason="UNKNOWN_TOKEN")
+        return holder
+
+    def revoke(self, token: str) -> None:
+        """Forget a token."""
+        self._holders.pop(_digest(token), None)
 
 
-def padded(text: str, length: int) -> Array:
-    """The first `length` tokens of `text` as int64 [length], filled up with padding."""
-    found = tokens(text)[:length]
-    out = np.full(length, PADDING, np.int64)
-    out[: len(found)] = found
-    return out
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

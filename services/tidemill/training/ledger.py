@@ -1,0 +1,102 @@
+"""The stored state of one job at work, in the hands of its one owner."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from tidemill.clock import Clock
+from tidemill.errors import Stale, TidemillError
+from tidemill.training import records
+from tidemill.training.changes import Changes
+from tidemill.training.jobs import Job, State
+from tidemill.training.patience import Attempts, is_passing, patiently
+from tidemill.training.store import Duty, JobStore
+
+
+class Fenced(Exception):
+    """The job is another orchestrator's now, or is over: let go of it."""
+
+
+class CancelAsked(Exception):
+    """Somebody wants the job to stop."""
+
+
+class Ledger:
+    """Changes one job, each change on top of the last; whoever else has changed it is noticed.
+
+    Args:
+        job: as it was read.
+        owner: who is entitled to change it.
+        store: where it is kept.
+        changes: tells when it has changed.
+        clock: what pauses go by.
+    """
+
+    def __init__(self, job: Job, owner: str, store: JobStore, changes: Changes, clock: Clock) -> None:
+        self.job = job
+        """As last stored."""
+        self._owner = owner
+        self._store = store
+        self._changes = changes
+        self._clock = clock
+        self._lock = asyncio.Lock()
+
+    async def change(self, make: Callable[[Job], Job], *, duties: Sequence[Duty] = (), cancelling: bool = False) -> Job:
+        """Store what `make` makes of the job, for as long as it takes; `make` is called again when the job has changed.
+
+        Args:
+            make: the change.
+            duties: work to be remembered with it.
+            cancelling: go on although a stop was asked for.
+
+        Raises:
+            Fenced: it is not ours any more.
+            CancelAsked: a stop was asked for.
+        """
+        async with self._lock:
+            attempts = Attempts(self._clock, f"storing {self.job.name}")
+            while True:
+                self._check(self.job, cancelling)
+                wanted = make(self.job)
+                if wanted == self.job:
+                    return wanted
+                try:
+                    self.job = await self._store.save(wanted, duties=duties)
+                except Stale:
+                    await self._read()
+                except TidemillError as error:
+                    if not is_passing(error):
+                        raise
+                    await attempts.pause(error)
+                    await self._read()  # the change may have been made
+                    if _content(self.job) == _content(wanted):
+                        return self.job
+                else:
+                    attempts.succeeded()
+                    return self.job
+
+    async def follow(self) -> NoReturn:
+        """Watch the job for what others do with it; ends with Fenced or CancelAsked only."""
+        with self._changes.of(self.job.id) as changed:
+            while True:
+                changed.clear()
+                async with self._lock:
+                    await self._read()
+                    self._check(self.job, cancelling=False)
+                await changed.wait()
+
+    async def _read(self) -> None:
+        fresh = await patiently(self._clock, f"reading {self.job.name}", lambda: self._store.find(self.job.id))
+        if fresh is None or fresh.uid != self.job.uid:
+            raise Fenced
+        self.job = fresh
+
+    def _check(self, job: Job, cancelling: bool) -> None:
+        if job.is_over or job.owner != self._owner:
+            raise Fenced
+        if job.state is State.CANCELLING and not cancelling:
+            raise CancelAsked
+
+
+def _content(job: Job) -> bytes:
+    return records.encode(job, leave_out=frozenset({"revision"}))

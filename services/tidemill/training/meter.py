@@ -1,0 +1,76 @@
+"""How far a job is, from the signs of life of all its workers."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from tidemill.training.jobs import Progress
+
+WINDOW = 10.0
+"""Seconds over which the rate of samples is measured."""
+_STRIDE = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """A worker's sign of life."""
+
+    phase: str
+    step: int = 0
+    steps_per_epoch: int = 0
+    loss: float = 0.0
+    samples: int = 0
+    """Used since this process started."""
+
+
+class Meter:
+    """Adds up what workers report.
+
+    Args:
+        epochs: most epochs.
+        before: progress that workers have made before these.
+    """
+
+    def __init__(self, epochs: int, before: Progress) -> None:
+        self._epochs = epochs
+        self._before = before
+        self._ended = before.samples
+        """Samples used by processes that are gone."""
+        self._last: dict[int, tuple[int, Beat]] = {}
+        self._window: deque[tuple[float, int]] = deque()
+
+    def beat(self, rank: int, attempt: int, beat: Beat, now: float) -> None:
+        """Take a sign of life; `now` is monotonic time in seconds."""
+        before = self._last.get(rank)
+        if before is not None and before[0] != attempt:
+            self._ended += before[1].samples
+        self._last[rank] = (attempt, beat)
+        if not self._window or now - self._window[-1][0] >= _STRIDE:
+            self._window.append((now, self._samples()))
+        while now - self._window[0][0] > WINDOW:
+            self._window.popleft()
+
+    def _samples(self) -> int:
+        return self._ended + sum(beat.samples for _, beat in self._last.values())
+
+    def progress(self) -> Progress:
+        """How far the job is now."""
+        beats = [beat for _, beat in self._last.values()]
+        step = max((self._before.step, *(beat.step for beat in beats)))
+        per_epoch = max((self._before.steps_per_epoch, *(beat.steps_per_epoch for beat in beats)))
+        losses = [beat.loss for beat in beats if beat.step > 0 and math.isfinite(beat.loss)]
+        return Progress(
+            epoch=min(step // per_epoch + 1, self._epochs) if per_epoch else self._before.epoch,
+            epochs=self._epochs,
+            step=step,
+            steps_per_epoch=per_epoch,
+            samples=self._samples(),
+            loss=sum(losses) / len(losses) if losses else self._before.loss,
+            samples_per_second=self._rate(),
+        )
+
+    def _rate(self) -> float:
+        if len(self._window) < 2:
+            return 0.0
+        (since, before), (until, now) = self._window[0], self._window[-1]
+        return (now - before) / (until - since)
