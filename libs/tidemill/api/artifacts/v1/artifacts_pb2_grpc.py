@@ -133,14 +133,16 @@ class ArtifactServiceServicer(object):
 
     def WriteUpload(self, request_iterator, context):
         """Appends bytes to an upload. Chunks before the upload's offset are skipped, a chunk beyond it is OUT_OF_RANGE. What
-        arrived before a broken connection stays.
+        arrived before a broken connection stays. FAILED_PRECONDITION while another call appends; one that was silent for a
+        while is taken over instead, and ends with ABORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FinishUpload(self, request, context):
-        """Verifies size and SHA-256 and makes the blob visible. DATA_LOSS, and the upload is gone, when they do not match.
+        """Verifies size and SHA-256 and makes the blob visible; may be repeated. FAILED_PRECONDITION while bytes are missing;
+        DATA_LOSS, and the upload is gone, when they do not match.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -168,7 +170,8 @@ class ArtifactServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReadBlob(self, request, context):
-        """Sends the bytes of a blob or of a range of it. DATA_LOSS when the stored bytes do not have the blob's digest.
+        """Sends the bytes of a blob or of a range of it. A whole blob is verified on the way: it ends with DATA_LOSS, and
+        without its last chunk, when the stored bytes do not have its digest. Whoever reads ranges verifies the whole himself.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,7 +185,8 @@ class ArtifactServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateArtifact(self, request, context):
-        """Makes an artifact of blobs that exist. The same content gives the same artifact: creating it again returns it.
+        """Makes an artifact of blobs that exist; FAILED_PRECONDITION names one that does not. The same content gives the same
+        artifact: creating it again returns it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,7 +200,7 @@ class ArtifactServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """Lists artifacts in order of digest.
+        """Lists artifacts in order of digest. A page may hold fewer than asked for, even none, and not be the last.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

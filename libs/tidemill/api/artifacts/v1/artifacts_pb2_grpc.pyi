@@ -40,10 +40,13 @@ class ArtifactServiceStub:
     """Says how far an upload is, to resume it after a broken connection."""
     WriteUpload: _grpc.StreamUnaryMultiCallable[_artifacts_pb2.WriteUploadRequest, _artifacts_pb2.Upload]
     """Appends bytes to an upload. Chunks before the upload's offset are skipped, a chunk beyond it is OUT_OF_RANGE. What
-    arrived before a broken connection stays.
+    arrived before a broken connection stays. FAILED_PRECONDITION while another call appends; one that was silent for a
+    while is taken over instead, and ends with ABORTED.
     """
     FinishUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.Blob]
-    """Verifies size and SHA-256 and makes the blob visible. DATA_LOSS, and the upload is gone, when they do not match."""
+    """Verifies size and SHA-256 and makes the blob visible; may be repeated. FAILED_PRECONDITION while bytes are missing;
+    DATA_LOSS, and the upload is gone, when they do not match.
+    """
     AbortUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.AbortUploadRequest, _empty_pb2.Empty]
     """Gives an upload up and frees its space."""
     GetBlob: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.GetBlobRequest, _artifacts_pb2.Blob]
@@ -51,15 +54,19 @@ class ArtifactServiceStub:
     ListBlobs: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListBlobsRequest, _artifacts_pb2.ListBlobsResponse]
     """Lists blobs in order of digest."""
     ReadBlob: _grpc.UnaryStreamMultiCallable[_artifacts_pb2.ReadBlobRequest, _artifacts_pb2.ReadBlobResponse]
-    """Sends the bytes of a blob or of a range of it. DATA_LOSS when the stored bytes do not have the blob's digest."""
+    """Sends the bytes of a blob or of a range of it. A whole blob is verified on the way: it ends with DATA_LOSS, and
+    without its last chunk, when the stored bytes do not have its digest. Whoever reads ranges verifies the whole himself.
+    """
     DeleteBlob: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteBlobRequest, _empty_pb2.Empty]
     """Deletes a blob; FAILED_PRECONDITION while an artifact lists it."""
     CreateArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.CreateArtifactRequest, _artifacts_pb2.Artifact]
-    """Makes an artifact of blobs that exist. The same content gives the same artifact: creating it again returns it."""
+    """Makes an artifact of blobs that exist; FAILED_PRECONDITION names one that does not. The same content gives the same
+    artifact: creating it again returns it.
+    """
     GetArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.GetArtifactRequest, _artifacts_pb2.Artifact]
     """Reads one artifact."""
     ListArtifacts: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsResponse]
-    """Lists artifacts in order of digest."""
+    """Lists artifacts in order of digest. A page may hold fewer than asked for, even none, and not be the last."""
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _empty_pb2.Empty]
     """Deletes an artifact and those of its blobs that no other lists; FAILED_PRECONDITION while something refers to it."""
     AddReference: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.AddReferenceRequest, _artifacts_pb2.Artifact]
@@ -78,10 +85,13 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     """Says how far an upload is, to resume it after a broken connection."""
     WriteUpload: _aio.StreamUnaryMultiCallable[_artifacts_pb2.WriteUploadRequest, _artifacts_pb2.Upload]  # type: ignore[assignment]
     """Appends bytes to an upload. Chunks before the upload's offset are skipped, a chunk beyond it is OUT_OF_RANGE. What
-    arrived before a broken connection stays.
+    arrived before a broken connection stays. FAILED_PRECONDITION while another call appends; one that was silent for a
+    while is taken over instead, and ends with ABORTED.
     """
     FinishUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.FinishUploadRequest, _artifacts_pb2.Blob]  # type: ignore[assignment]
-    """Verifies size and SHA-256 and makes the blob visible. DATA_LOSS, and the upload is gone, when they do not match."""
+    """Verifies size and SHA-256 and makes the blob visible; may be repeated. FAILED_PRECONDITION while bytes are missing;
+    DATA_LOSS, and the upload is gone, when they do not match.
+    """
     AbortUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.AbortUploadRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Gives an upload up and frees its space."""
     GetBlob: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.GetBlobRequest, _artifacts_pb2.Blob]  # type: ignore[assignment]
@@ -89,15 +99,19 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     ListBlobs: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListBlobsRequest, _artifacts_pb2.ListBlobsResponse]  # type: ignore[assignment]
     """Lists blobs in order of digest."""
     ReadBlob: _aio.UnaryStreamMultiCallable[_artifacts_pb2.ReadBlobRequest, _artifacts_pb2.ReadBlobResponse]  # type: ignore[assignment]
-    """Sends the bytes of a blob or of a range of it. DATA_LOSS when the stored bytes do not have the blob's digest."""
+    """Sends the bytes of a blob or of a range of it. A whole blob is verified on the way: it ends with DATA_LOSS, and
+    without its last chunk, when the stored bytes do not have its digest. Whoever reads ranges verifies the whole himself.
+    """
     DeleteBlob: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteBlobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a blob; FAILED_PRECONDITION while an artifact lists it."""
     CreateArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.CreateArtifactRequest, _artifacts_pb2.Artifact]  # type: ignore[assignment]
-    """Makes an artifact of blobs that exist. The same content gives the same artifact: creating it again returns it."""
+    """Makes an artifact of blobs that exist; FAILED_PRECONDITION names one that does not. The same content gives the same
+    artifact: creating it again returns it.
+    """
     GetArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.GetArtifactRequest, _artifacts_pb2.Artifact]  # type: ignore[assignment]
     """Reads one artifact."""
     ListArtifacts: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.ListArtifactsRequest, _artifacts_pb2.ListArtifactsResponse]  # type: ignore[assignment]
-    """Lists artifacts in order of digest."""
+    """Lists artifacts in order of digest. A page may hold fewer than asked for, even none, and not be the last."""
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an artifact and those of its blobs that no other lists; FAILED_PRECONDITION while something refers to it."""
     AddReference: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.AddReferenceRequest, _artifacts_pb2.Artifact]  # type: ignore[assignment]
@@ -131,7 +145,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.Upload, _abc.Awaitable[_artifacts_pb2.Upload]]:
         """Appends bytes to an upload. Chunks before the upload's offset are skipped, a chunk beyond it is OUT_OF_RANGE. What
-        arrived before a broken connection stays.
+        arrived before a broken connection stays. FAILED_PRECONDITION while another call appends; one that was silent for a
+        while is taken over instead, and ends with ABORTED.
         """
 
     @_abc_1.abstractmethod
@@ -140,7 +155,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.FinishUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.Blob, _abc.Awaitable[_artifacts_pb2.Blob]]:
-        """Verifies size and SHA-256 and makes the blob visible. DATA_LOSS, and the upload is gone, when they do not match."""
+        """Verifies size and SHA-256 and makes the blob visible; may be repeated. FAILED_PRECONDITION while bytes are missing;
+        DATA_LOSS, and the upload is gone, when they do not match.
+        """
 
     @_abc_1.abstractmethod
     def AbortUpload(
@@ -172,7 +189,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.ReadBlobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_artifacts_pb2.ReadBlobResponse], _abc.AsyncIterator[_artifacts_pb2.ReadBlobResponse]]:
-        """Sends the bytes of a blob or of a range of it. DATA_LOSS when the stored bytes do not have the blob's digest."""
+        """Sends the bytes of a blob or of a range of it. A whole blob is verified on the way: it ends with DATA_LOSS, and
+        without its last chunk, when the stored bytes do not have its digest. Whoever reads ranges verifies the whole himself.
+        """
 
     @_abc_1.abstractmethod
     def DeleteBlob(
@@ -188,7 +207,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.CreateArtifactRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.Artifact, _abc.Awaitable[_artifacts_pb2.Artifact]]:
-        """Makes an artifact of blobs that exist. The same content gives the same artifact: creating it again returns it."""
+        """Makes an artifact of blobs that exist; FAILED_PRECONDITION names one that does not. The same content gives the same
+        artifact: creating it again returns it.
+        """
 
     @_abc_1.abstractmethod
     def GetArtifact(
@@ -204,7 +225,7 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.ListArtifactsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.ListArtifactsResponse, _abc.Awaitable[_artifacts_pb2.ListArtifactsResponse]]:
-        """Lists artifacts in order of digest."""
+        """Lists artifacts in order of digest. A page may hold fewer than asked for, even none, and not be the last."""
 
     @_abc_1.abstractmethod
     def DeleteArtifact(
