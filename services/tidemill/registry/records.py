@@ -123,7 +123,9 @@ def decode_head(data: bytes | None) -> Head:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A dataclass from plain values."""
+    """A dataclass from plain values. Raises ValueError, TypeError or KeyError when they do not fit."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{cls.__name__} is stored as an object")
     hints = _hints(typing.cast(Hashable, cls))
     return cls(**{name: _value(hints[name], value) for name, value in values.items() if name in hints})
 
@@ -145,6 +147,8 @@ def _value(hint: Any, value: Any) -> Any:
         return build(typing.cast(type[Any], hint), value)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(value)
+    if hint in (str, int) and not isinstance(value, hint):
+        raise TypeError(f"{value!r} is not of type {hint.__name__}")
     return float(value) if hint is float else value
 
 
