@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.platform import platform
+from tests.support.up import platform
 
 READY_SECONDS, IDLE_MEGABYTES = 8.0, 900.0
 """What the platform promises on two cores."""
@@ -20,7 +20,7 @@ SETTLE_SECONDS = 3.0
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Resident and proportional memory of a process in megabytes (10^6 bytes); pages shared count in part in the latter."""
+    """Resident and proportional memory of a process in 10^6 bytes; the latter counts shared pages in part."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value, *_ = line.split()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.platform import Up, platform
+from tests.support.up import Up, platform
 
 
 @pytest.fixture(scope="session")

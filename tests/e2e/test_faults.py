@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from tests.support.platform import ROOT, Up, platform, processes_of
+from tests.support.up import ROOT, Up, platform, processes_of
 from tests.support.wait import until
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.clients.artifacts import ArtifactsClient

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.support.platform import Up
+from tests.support.up import Up
 from tidemill.cli.stack import MANAGEMENT, OIP_REST, TFS_REST
 from tidemill.clients.platform import Tidemill
 

@@ -1,0 +1,322 @@
+"""What surrounds a worker, in memory: a parameter server, an artifact store, a training service."""
+
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from opentelemetry.sdk.trace import TracerProvider
+
+from tidemill.errors import FailedPrecondition, NotFound, OutOfRange, Stale, Unavailable
+from tidemill.training import epochs as rules
+from tidemill.training.epochs import Epoch, Result
+from tidemill.training.samples import Array
+from tidemill.training.spec import Component, Dataset, JobSpec, Split
+from tidemill.training.strategies.base import Flat
+from tidemill.training.worker.heartbeat import Heart, Progress
+from tidemill.training.worker.network import Network, Plan
+from tidemill.training.worker.stop import Stop
+from tidemill.training.worker.task import Decision, Task
+from tidemill.training.worker.work import Surroundings, Work
+
+
+def spec(**changes: Any) -> JobSpec:
+    """A small job; every default is filled in."""
+    small = JobSpec(
+        model=Component(name="mlp", parameters={"hidden": [16]}),
+        dataset=Dataset(builtin="iris"),
+        split=Split(validation=0.1, test=0.1),
+        optimizer=Component(name="adam", parameters={"learning_rate": 0.01}),
+        strategy="parameter_server",
+        workers=1,
+        shards=1,
+        epochs=3,
+        batch_size=32,
+        seed=7,
+        max_restarts=3,
+    )
+    return replace(small, **changes)
+
+
+class ThreadedNetwork(Network):
+    """A network for workers that are threads: they share torch's random numbers, as processes do not."""
+
+    _random = threading.Lock()
+
+    def __init__(self, plan: Plan, seed: int) -> None:
+        with self._random:
+            super().__init__(plan, seed)
+
+    def gradient(self, x: Array, y: Array, seed: int) -> tuple[Flat, float]:
+        """As a worker alone would make it."""
+        with self._random:
+            return super().gradient(x, y, seed)
+
+
+class MemoryGroup:
+    """A parameter group with Adam, as the parameter server promises it: rounds, repetitions, the last two versions."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._changed = threading.Condition()
+        self._open = True
+        self._created = False
+        self._values: dict[int, Flat] = {}
+        self._arrived: dict[int, tuple[int, Flat]] = {}
+        self._parameters = torch.empty(0)
+        self._optimizer: Any = None
+        self.attempts = [0] * workers
+
+    def end(self) -> None:
+        """Delete the group: what waits ends with NotFound."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def create(self, rate: float) -> None:
+        """Create it, once."""
+        with self._changed:
+            if not self._created:
+                self._optimizer = lambda flat: torch.optim.Adam([flat], lr=rate)
+            self._created = True
+
+    def load(self, values: Flat) -> None:
+        """Set the first values, once."""
+        with self._changed:
+            if self._values:
+                if not np.array_equal(self._values.get(0, values), values):
+                    raise FailedPrecondition("other first values")
+                return
+            self._parameters = torch.from_numpy(values.copy()).requires_grad_()
+            self._optimizer = self._optimizer(self._parameters)
+            self._values[0] = values.copy()
+            self._changed.notify_all()
+
+    def version(self) -> int:
+        """The latest version."""
+        with self._changed:
+            self._check()
+            return max(self._values, default=0)
+
+    def push(self, rank: int, attempt: int, step: int, gradient: Flat, samples: int) -> None:
+        """Take a gradient; the last one of a round closes it."""
+        with self._changed:
+            self._check()
+            if attempt < self.attempts[rank]:
+                raise Stale("a later attempt was here")
+            self.attempts[rank] = attempt
+            version = max(self._values)
+            if step < version:
+                return
+            assert step == version, "nobody can be ahead of the group"
+            self._arrived[rank] = (samples, gradient.copy())
+            if len(self._arrived) == self._workers:
+                self._close(version)
+
+    def _close(self, version: int) -> None:
+        parts = [self._arrived[rank] for rank in range(self._workers)]
+        total = sum(samples for samples, _ in parts)
+        mean = sum((gradient * np.float32(samples / total) for samples, gradient in parts), np.float32(0))
+        self._parameters.grad = torch.from_numpy(np.asarray(mean, np.float32))
+        self._optimizer.step()
+        self._arrived.clear()
+        self._values = {version: self._values[version], version + 1: self._parameters.detach().numpy().copy()}
+        self._changed.notify_all()
+
+    def pull(self, version: int) -> Flat:
+        """The values at a version, once they are there."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open or max(self._values, default=-1) >= version)
+            self._check()
+            if version not in self._values:
+                raise OutOfRange(f"version {version} is gone")
+            return self._values[version].copy()
+
+    def _check(self) -> None:
+        if not self._open or not self._created:
+            raise NotFound("there is no such group")
+
+
+@dataclass
+class MemoryServer:
+    """One worker's end of a group; `hook(event, step)` may raise what a dying worker or a lost connection would."""
+
+    group: MemoryGroup
+    task: Task
+    hook: Callable[[str, int], None] = lambda event, step: None
+
+    def create(self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]) -> None:
+        assert optimizer == "adam"
+        self.hook("create", 0)
+        self.group.create(options["learning_rate"])
+
+    def load(self, values: Flat) -> None:
+        self.hook("load", 0)
+        self.group.load(values)
+
+    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
+        self.hook("push", step)
+        self.group.push(self.task.rank, self.task.attempt, step, gradient, samples)
+        self.hook("pushed", step)
+
+    def pull(self, version: int) -> Flat:
+        self.hook("pull", version)
+        return self.group.pull(version)
+
+    def versions(self) -> list[int]:
+        return [self.group.version()]
+
+
+class FolderArtifacts:
+    """An artifact store in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self.kept: list[tuple[str, dict[str, str], str]] = []
+        """(kind, labels, digest), in order."""
+
+    def fetch(self, digest: str, folder: Path) -> dict[str, Path]:
+        found = self._folder / digest
+        if not found.is_dir():
+            raise NotFound(f"artifacts/{digest} does not exist")
+        return {path.name: Path(shutil.copy(path, folder)) for path in found.iterdir()}
+
+    def keep(self, kind: str, files: Mapping[str, Path], labels: Mapping[str, str], reference: str) -> str:
+        state = hashlib.sha256(kind.encode())
+        for name, path in sorted(files.items()):
+            state.update(name.encode() + path.read_bytes())
+        digest = state.hexdigest()
+        with self._lock:
+            (self._folder / digest).mkdir(exist_ok=True)
+            for name, path in files.items():
+                shutil.copy(path, self._folder / digest / name)
+            self.kept.append((kind, dict(labels), digest))
+        return digest
+
+    def files(self, digest: str) -> Path:
+        """Where the files of an artifact lie."""
+        return self._folder / digest
+
+
+@dataclass
+class MemoryJob:
+    """The training service's view of one job."""
+
+    spec: JobSpec
+    epochs: tuple[Epoch, ...] = ()
+    result: Result | None = None
+    failures: list[tuple[int, str, bool, int]] = field(default_factory=list)
+    """(rank, error, final, step)."""
+    phases: list[tuple[int, str]] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether there is no further epoch."""
+        return bool(self.epochs) and rules.over(self.epochs, self.spec)
+
+    def task(self, rank: int, attempt: int) -> Task:
+        """The orders of one rank."""
+        return Task(
+            job="jobs/test",
+            spec=self.spec,
+            rank=rank,
+            attempt=attempt,
+            group="groups/test",
+            shards=("memory",),
+            traceparent="",
+            artifacts="memory",
+            epochs=self.epochs,
+        )
+
+
+@dataclass
+class MemoryCoordinator:
+    """The training service, as one rank sees it."""
+
+    job: MemoryJob
+    rank: int
+    reachable: bool = True
+
+    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
+        if not self.reachable:
+            raise Unavailable("gone for a moment")
+        self.job.phases.append((self.rank, phase))
+        return self.job.stopped or (self.rank > 0 and self.job.over)
+
+    def report_epoch(self, epoch: Epoch) -> Decision:
+        assert self.rank == 0
+        if epoch.epoch > len(self.job.epochs):
+            self.job.epochs = rules.append(self.job.epochs, epoch, self.job.spec)
+        best = rules.best(self.job.epochs)
+        return Decision(stop=rules.over(self.job.epochs, self.job.spec), best_epoch=best.epoch if best else 0)
+
+    def report_result(self, result: Result) -> None:
+        assert self.rank == 0
+        self.job.result = result
+
+    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+        self.job.failures.append((self.rank, error, final, step))
+
+
+class Worker:
+    """One rank at work in a thread of its own."""
+
+    def __init__(
+        self,
+        job: MemoryJob,
+        group: MemoryGroup,
+        artifacts: FolderArtifacts,
+        folder: Path,
+        *,
+        rank: int = 0,
+        attempt: int = 0,
+        hook: Callable[[str, int], None] = lambda event, step: None,
+        provider: TracerProvider | None = None,
+    ) -> None:
+        self.stop = Stop()
+        self.progress = Progress()
+        self.well: bool | None = None
+        self.died: BaseException | None = None
+        self._task = job.task(rank, attempt)
+        coordinator = MemoryCoordinator(job, rank)
+        self._heart = Heart(coordinator, self.progress, self.stop, 0.02)
+        surroundings = Surroundings(
+            coordinator=coordinator,
+            artifacts=lambda task: artifacts,
+            server=lambda task: MemoryServer(group, task, hook),
+            signature=lambda dtype, shape, labels: f'{{"labels": {len(labels)}}}',
+            tracer=(provider or TracerProvider()).get_tracer("test"),
+            folder=folder,
+            threads=1,
+            max_dataset_bytes=1 << 30,
+        )
+        self._work = Work(surroundings, self.progress, self._heart, self.stop)
+        self._group = group
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._heart.start()
+        try:
+            self.well = self._work.run(self._task)
+        except BaseException as death:  # the end of a process, not an error that it could report
+            self.died = death
+        finally:
+            self.stop.set("finished")
+
+    def join(self) -> None:
+        """Wait for its end; a thread that waits in the group when it is stopped is let go as a process would be."""
+        self.stop.wait(60)
+        self._thread.join(0.2)
+        if self._thread.is_alive():
+            self._group.end()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self._heart.join()
