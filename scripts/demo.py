@@ -167,15 +167,20 @@ async def held_out(stack: Stack, result: pb.Result) -> tuple[np.ndarray, np.ndar
 
 
 def torch_probabilities(weights: bytes, x: np.ndarray) -> np.ndarray:
-    """What torch says to `x` with these weights."""
+    """What the trained network says to `x` in torch: the reference that every front door must meet."""
     import torch
     from safetensors.torch import load
 
-    from tidemill.training.demo import rebuild  # type: ignore[import-not-found]
+    from tidemill.training.models.cnn import Cnn
+    from tidemill.training.worker.network import Classifier, Plan
 
-    model = rebuild(load(weights), x.shape[1:])
+    tensors = load(weights)
+    mean, std = (tensors[name].numpy() for name in ("mean", "std"))
+    shape = tuple(x.shape[1:])
+    classifier = Classifier(Plan(model=Cnn, config=Cnn.Config(), sample_shape=shape, classes=10, mean=mean, std=std))
+    classifier.load_state_dict(tensors)
     with torch.inference_mode():
-        answer: np.ndarray = model(torch.from_numpy(x)).numpy()
+        answer: np.ndarray = torch.softmax(classifier.eval()(torch.from_numpy(x)), 1).numpy()
     return answer
 
 
