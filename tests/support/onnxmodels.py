@@ -51,18 +51,11 @@ def reshape() -> bytes:
     return bytes(model([node], inputs, [tensor("y", FLOAT, None)]).SerializeToString())
 
 
-def misfit() -> bytes:
-    """y = x [n, 2] as [3, 5], which no x of one row can be."""
+def misfit(shape: Dimensions = ("n", 2)) -> bytes:
+    """y = x as [3, 5], which no x [n, 2] can be."""
     weights = [numpy_helper.from_array(np.array([3, 5]), "shape")]
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])
-    return bytes(model([node], [tensor("x")], [tensor("y", FLOAT, [3, 5])], weights).SerializeToString())
-
-
-def images(size: int) -> bytes:
-    """y = the mean of every `size` x `size` window of x [n, 1, height, width]."""
-    node = helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[size, size], strides=[size, size])
-    inputs = [tensor("x", FLOAT, ["n", 1, "height", "width"])]
-    return bytes(model([node], inputs, [tensor("y", FLOAT, None)]).SerializeToString())
+    return bytes(model([node], [tensor("x", FLOAT, shape)], [tensor("y", FLOAT, [3, 5])], weights).SerializeToString())
 
 
 def blowup() -> bytes:

@@ -1,5 +1,6 @@
 """From a version in the registry to one that can run: fetch, verify, load from bytes, warm up."""
 
+import logging
 from asyncio import to_thread
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -22,6 +23,8 @@ from tidemill.inference.signatures import contradiction
 from tidemill.inference.warmup import warm_up
 from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry, from_traceparent
+
+LOG = logging.getLogger(__name__)
 
 
 class Artifacts(Protocol):
@@ -130,7 +133,9 @@ class Loader:
         if version.signature is not None and (problem := contradiction(version.signature, runtime.signature)):
             raise Invalid(f"the file is not what the registry declares: {problem}", reason="SIGNATURE_MISMATCH")
         with self._tracer.start_as_current_span(attributes.SPAN_WARM_UP, record_exception=False):
-            warm_up(runtime)
+            if problem := warm_up(runtime):
+                where = {"model": version.model, "version": version.number}
+                LOG.warning("found no shapes to warm up with", extra={**where, "error": problem})
         return runtime
 
     async def _files(self, artifact: str) -> tuple[File, ...]:

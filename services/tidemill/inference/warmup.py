@@ -12,16 +12,17 @@ from tidemill.tensors.dtypes import DataType
 SIZES = (1, 32, 224)
 """What is tried for free dimensions, one size after the other; the first dimension, usually the batch, is always 1."""
 _LARGEST = 2**24
+"""Elements that inputs of a larger size than the first may have together."""
 
 
-def warm_up(runtime: Runtime) -> None:
-    """Run the model once.
+def warm_up(runtime: Runtime) -> str:
+    """Run the model once; "" when it ran, or else why no size could be found that it runs with.
 
     Raises:
-        Invalid: it runs with none of the sizes.
+        Invalid: it does not run, although its signature leaves nothing open but the first dimensions.
     """
     specs, names = runtime.signature.inputs, runtime.signature.output_names
-    problem: Exception | None = None
+    problem = ""
     for size in SIZES:
         shapes = [_shape(spec, size) for spec in specs]
         if size != SIZES[0] and sum(map(math.prod, shapes)) > _LARGEST:
@@ -29,11 +30,12 @@ def warm_up(runtime: Runtime) -> None:
         try:
             runtime.run({spec.name: _zeros(spec, shape) for spec, shape in zip(specs, shapes, strict=True)}, names)
         except (Invalid, Internal) as error:
-            problem = error
+            problem = str(error.__cause__ or error)[:400]
             continue
-        return
-    detail = problem.__cause__ or problem if problem else "no outputs"
-    raise Invalid(f"the model does not run on zeros of its own signature: {detail}"[:400], reason="WARM_UP_FAILED")
+        return ""
+    if all(spec.shape and FREE not in spec.shape[1:] for spec in specs):
+        raise Invalid(f"the model does not run on zeros of its own signature: {problem}", reason="WARM_UP_FAILED")
+    return problem
 
 
 def _shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
