@@ -13,6 +13,8 @@ class Changes:
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
+        self.closed = False
+        """Whether waiting has no use any more, because this process ends."""
 
     @contextmanager
     def of(self, job: str) -> Iterator[asyncio.Event]:
@@ -42,3 +44,8 @@ class Changes:
         for events in self._waiting.values():
             for event in events:
                 event.set()
+
+    def close(self) -> None:
+        """Wake everybody for the last time."""
+        self.closed = True
+        self.touch_all()

@@ -8,6 +8,7 @@ from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from tidemill.api.parameters.v1 import parameters_pb2
 from tidemill.api.registry.v1 import registry_pb2
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.errors import invalid
@@ -16,7 +17,7 @@ from tidemill.training.epochs import Epoch, Metrics, Result
 from tidemill.training.jobs import Job, Progress, State, Worker
 from tidemill.training.logs import Line
 from tidemill.training.meter import Beat
-from tidemill.training.peers import Entry
+from tidemill.training.peers import Entry, Hyperparameter, NewVersion
 from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
 from tidemill.training.worker.task import Task
 
@@ -209,6 +210,33 @@ def from_signature(text: str, field: str) -> registry_pb2.Signature:
         return json_format.Parse(text or "{}", registry_pb2.Signature())
     except json_format.ParseError as error:
         raise invalid(field, f"is not a signature: {str(error)[:200]}", reason="INVALID_SIGNATURE") from error
+
+
+def to_lineage(version: NewVersion) -> registry_pb2.Lineage:
+    """The registry's message of where a version comes from."""
+    return registry_pb2.Lineage(
+        job=version.job,
+        dataset_digests=[version.dataset_digest] if version.dataset_digest else [],
+        code_revision=version.code_revision,
+        traceparent=version.traceparent,
+    )
+
+
+def from_optimizer(message: parameters_pb2.OptimizerDescription) -> Entry:
+    """An optimizer that a job can name."""
+    return Entry(
+        name=message.name,
+        description=message.description,
+        parameters=tuple(
+            Hyperparameter(name=p.name, type=p.type, default_json=p.default_json, description=p.description)
+            for p in message.parameters
+        ),
+    )
+
+
+def is_ready(message: parameters_pb2.Group) -> bool:
+    """Whether a shard's part of a parameter group has values."""
+    return message.state == parameters_pb2.Group.STATE_READY
 
 
 def from_beat(message: pb.HeartbeatRequest) -> Beat:

@@ -104,6 +104,8 @@ class Job:
     """Its version is being registered: from here on it cannot be cancelled."""
     request: str = ""
     """Key of the request that created it, if that is to be remembered."""
+    fingerprint: str = ""
+    """Digest of what that request asked for."""
     revision: int = 0
     """Store revision of the last change."""
 

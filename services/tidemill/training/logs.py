@@ -57,7 +57,8 @@ class JobLog:
         self.lines = 0
         """Number of lines so far."""
         self._file: BinaryIO | None = None
-        self._closed = False
+        self.is_closed = False
+        """Whether no more is written through this object."""
         if path.exists():
             self._scan()
 
@@ -91,7 +92,7 @@ class JobLog:
         return rank == SERVICE and self.lines < self._limits.lines + _OWN_LINES
 
     def _write(self, rank: int, text: str) -> None:
-        if self._closed:
+        if self.is_closed:
             return
         raw = f"{int(self._clock.now() * 1000)} {rank} {text}\n".encode("utf-8", "replace")
         try:
@@ -134,7 +135,7 @@ class JobLog:
 
     def close(self) -> None:
         """Write no more; it can still be read."""
-        self._closed = True
+        self.is_closed = True
         if self._file is not None:
             self._file.close()
             self._file = None

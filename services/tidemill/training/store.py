@@ -129,11 +129,7 @@ class JobStore:
             AlreadyExists: reason JOB_EXISTS, when there is such a job.
             Invalid: reason REQUEST_ID_REUSED, when the request id stands for a job of another spec.
         """
-        if request_id:
-            job = replace(job, request=f"{REQUESTS}{hashlib.sha256(request_id.encode()).hexdigest()}")
-            earlier = await self._of_request(job)
-            if earlier is not None:
-                return earlier
+        job = replace(job, request=_request(request_id))
         compares = [Compare(_job(job.id), mod_revision=0)]
         operations: list[Operation] = [
             Put(_job(job.id), records.encode(job, leave_out=_OUTSIDE)),
@@ -154,17 +150,22 @@ class JobStore:
             return stored
         if done.succeeded:
             return replace(job, revision=done.revision)
-        earlier = await self._of_request(job) if job.request else None
+        earlier = await self.of_request(request_id, job.fingerprint) if request_id else None
         if earlier is not None:
             return earlier
         raise AlreadyExists(f"{job.name} exists", reason="JOB_EXISTS", metadata={"job": job.name})
 
-    async def _of_request(self, job: Job) -> Job | None:
-        entry = await self.kv.get(job.request)
+    async def of_request(self, request_id: str, fingerprint: str) -> Job | None:
+        """The job that a request has created, if there is one.
+
+        Raises:
+            Invalid: reason REQUEST_ID_REUSED, when that request asked for something else.
+        """
+        entry = await self.kv.get(_request(request_id))
         found = await self.find(entry.value.decode()) if entry else None
-        if found is None or found.request != job.request:
+        if found is None or found.request != _request(request_id):
             return None
-        if found.spec != job.spec:
+        if found.fingerprint != fingerprint:
             raise invalid("request_id", "was used for another request", reason="REQUEST_ID_REUSED")
         return found
 
@@ -301,6 +302,10 @@ class JobStore:
 
 def _changed(job: Job) -> Stale:
     return Stale(f"{job.name} has changed", reason="JOB_CHANGED", metadata={"job": job.name})
+
+
+def _request(request_id: str) -> str:
+    return f"{REQUESTS}{hashlib.sha256(request_id.encode()).hexdigest()}" if request_id else ""
 
 
 def _job(identifier: str) -> str:

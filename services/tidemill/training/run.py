@@ -1,0 +1,184 @@
+"""One job at work: from the moment that an orchestrator takes it up until it is over, or another one's."""
+
+import asyncio
+import logging
+from typing import Any
+
+from opentelemetry import trace
+
+from tidemill.errors import NotFound, TidemillError
+from tidemill.telemetry import attributes
+from tidemill.telemetry.setup import from_traceparent
+from tidemill.training import epochs
+from tidemill.training.jobs import Job, State, move
+from tidemill.training.ledger import CancelAsked, Fenced, Ledger
+from tidemill.training.logs import SERVICE, JobLog
+from tidemill.training.patience import patiently
+from tidemill.training.placement import JobFailed
+from tidemill.training.store import Duty
+from tidemill.training.team import Team
+from tidemill.training.workshop import Workshop
+
+LOG = logging.getLogger(__name__)
+
+
+class JobRun:
+    """Acts on one job.
+
+    Args:
+        job: as it was claimed: this orchestrator is its owner.
+        shop: what it works with.
+    """
+
+    def __init__(self, job: Job, shop: Workshop) -> None:
+        self._shop = shop
+        self._ledger = Ledger(job, shop.owner, shop.store, shop.changes, shop.clock)
+        self._log: JobLog | None = None
+        self._team: Team | None = None
+
+    def view(self, job: Job) -> Job:
+        """`job` as it was stored, with what is known of it beyond that."""
+        if job.is_over or job.uid != self._ledger.job.uid:
+            return job
+        return self._live(job)
+
+    def _live(self, job: Job) -> Job:
+        return self._team.live(job) if self._team else job
+
+    async def run(self) -> None:
+        """Work until the job is over, or not ours any more; never raises, but when it is cancelled."""
+        job = self._ledger.job
+        self._log = await self._shop.logs.open(job.uid)
+        try:
+            await self._conclude(await self._outcome())
+        except Fenced:
+            LOG.warning("another orchestrator has this job now, or it was deleted", extra={"job": job.name})
+        finally:
+            self._shop.logs.close(job.uid)
+        if self._ledger.job.is_over:
+            await self._shop.launcher.clean(job.uid)
+            self._trace()
+
+    async def _outcome(self) -> BaseException | None:
+        """Work; why it has ended, None when all went well. No process is left on return."""
+        work = asyncio.ensure_future(self._work())
+        guard = asyncio.ensure_future(self._ledger.follow())
+        try:
+            await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            first = 0 if work.done() else 1
+            for task in (work, guard):
+                task.cancel()
+            results = await asyncio.gather(work, guard, return_exceptions=True)
+        return results[first]
+
+    async def _work(self) -> None:
+        job = self._ledger.job
+        if job.state is State.CANCELLING:
+            raise CancelAsked
+        with self._span(attributes.SPAN_SCHEDULE):
+            if job.state is State.STARTING:
+                await self._protect_dataset()
+                await self._shop.placement.place(self._ledger, self._tell)
+            elif job.result is None:
+                await self._check_group()
+        if job.result is None:
+            assert self._log is not None
+            self._team = Team(self._ledger, self._shop, self._log)
+            await self._team.train()
+        with self._span(attributes.SPAN_REGISTER):
+            await self._shop.registration.run(self._ledger, self._shop.logs.path(job.uid), self._tell)
+
+    async def _protect_dataset(self) -> None:
+        job = self._ledger.job
+        digest = job.spec.dataset.artifact
+        if digest:
+            await patiently(
+                self._shop.clock,
+                "protecting the data set",
+                lambda: self._shop.artifacts.refer(digest, job.name),
+                self._tell,
+            )
+
+    async def _check_group(self) -> None:
+        """Whether workers can go on where those of an orchestrator before have ended."""
+        job = self._ledger.job
+        self._tell("the training service was restarted: workers go on where the parameters are")
+        try:
+            async with asyncio.timeout(self._shop.group_patience):
+                await patiently(
+                    self._shop.clock,
+                    "looking for the parameters",
+                    lambda: self._shop.shards.check_group(job.group, job.shards),
+                    self._tell,
+                )
+        except NotFound as error:
+            raise JobFailed(
+                f"the training service was restarted, and the parameters are lost: {error.message}"
+            ) from error
+        except TimeoutError as error:
+            raise JobFailed("the training service was restarted, and the parameter shards are out of reach") from error
+
+    async def _conclude(self, error: BaseException | None) -> None:
+        """Store the final state."""
+        if isinstance(error, Fenced):
+            raise error
+        if isinstance(error, CancelAsked):
+            self._tell("the job is cancelled")
+            await self._end(State.CANCELLED)
+            return
+        try:
+            if error is None:
+                self._tell("the job has succeeded")
+                await self._end(State.SUCCEEDED)
+            else:
+                text = self._reason(error)
+                self._tell(f"the job has failed: {text}")
+                await self._end(State.FAILED, text)
+        except CancelAsked as asked:
+            await self._conclude(asked)
+
+    def _reason(self, error: BaseException) -> str:
+        if isinstance(error, JobFailed | TidemillError):
+            return str(error)
+        LOG.error("a job fails for a fault of ours", exc_info=error, extra={"job": self._ledger.job.name})
+        return f"an unexpected error happened ({type(error).__name__}); see the training service's log"
+
+    async def _end(self, state: State, error: str = "") -> None:
+        now = self._shop.clock.now()
+        job = self._ledger.job
+        best = epochs.best(job.epochs)
+        old = tuple(e.checkpoint for e in job.epochs if e.checkpoint and e is not best)
+        duties = [
+            Duty(uid=job.uid, kind="group", job=job.name, group=job.group, shards=job.shards, created=now),
+            Duty(uid=job.uid, kind="checkpoints", job=job.name, artifacts=old, created=now),
+        ]
+        await self._ledger.change(
+            lambda current: move(self._live(current), state, now, error=error),
+            duties=[duty for duty in duties if duty.shards or duty.artifacts],
+            cancelling=state is State.CANCELLED,
+        )
+        self._shop.counters.ended(state)
+
+    def _tell(self, text: str) -> None:
+        if self._log is not None:
+            self._log.append(SERVICE, text)
+
+    def _span(self, name: str) -> Any:
+        job = self._ledger.job
+        return self._shop.tracer.start_as_current_span(
+            name, context=from_traceparent(job.traceparent), attributes={attributes.JOB: job.name}
+        )
+
+    def _trace(self) -> None:
+        """Record the whole job as one span."""
+        job = self._ledger.job
+        span = self._shop.tracer.start_span(
+            attributes.SPAN_JOB,
+            context=from_traceparent(job.traceparent),
+            start_time=int(job.created * 1e9),
+            attributes={attributes.JOB: job.name, attributes.SAMPLES: job.progress.samples},
+        )
+        if job.state is State.FAILED:
+            span.set_status(trace.StatusCode.ERROR, job.error[:256])
+        span.end(int(job.ended * 1e9))

@@ -1,0 +1,205 @@
+"""The workers of one job: what they are told, and what is made of what they say."""
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NoReturn
+
+from tidemill.errors import FailedPrecondition, Stale, invalid
+from tidemill.training import epochs
+from tidemill.training.crew import STARTING, Crew
+from tidemill.training.epochs import Epoch, Result
+from tidemill.training.jobs import Job, State, Worker, move, shortened
+from tidemill.training.ledger import CancelAsked, Fenced, Ledger
+from tidemill.training.logs import SERVICE, JobLog
+from tidemill.training.meter import Beat, Meter
+from tidemill.training.placement import JobFailed
+from tidemill.training.worker.task import Decision, Task
+from tidemill.training.workshop import Seat, Workshop
+
+_TRAINING = (State.STARTING, State.RUNNING)
+
+
+class Team:
+    """Trains one job, that is started: an `Employer` for its workers and the boss of its crew.
+
+    Args:
+        ledger: the job.
+        shop: what it works with.
+        log: the job's log.
+    """
+
+    def __init__(self, ledger: Ledger, shop: Workshop, log: JobLog) -> None:
+        job = ledger.job
+        self._ledger = ledger
+        self._shop = shop
+        self._log = log
+        self._meter = Meter(job.spec.epochs, job.progress)
+        self._tokens: list[str] = []
+        self._refusal = ""
+        self._refused = asyncio.Event()
+        self._delivered = asyncio.Event()
+        ranks = range(1) if job.state is State.FINISHING else range(job.spec.workers)
+        before = {worker.rank: worker.attempt for worker in job.workers}
+        attempts = {rank: before.get(rank, 0) for rank in ranks}
+        self._crew = Crew(job.uid, attempts, shop.launcher, self, log, shop.patience, shop.clock)
+
+    def live(self, job: Job) -> Job:
+        """`job` with what its workers have said since it was stored."""
+        return replace(job, progress=self._meter.progress(), workers=self._crew.workers())
+
+    async def train(self) -> None:
+        """Return when the result is there and all processes have ended.
+
+        Raises:
+            JobFailed: a worker met what any other would meet again, or too many have died.
+            Fenced, CancelAsked: from the ledger.
+        """
+        now = self._shop.clock.now()
+        await self._ledger.change(lambda job: replace(self.live(job), started=job.started or now))
+        crew = asyncio.ensure_future(self._crew.run())
+        refused = asyncio.ensure_future(self._refused.wait())
+        delivered = asyncio.ensure_future(self._delivered.wait())
+        try:
+            await asyncio.wait({crew, refused, delivered}, return_when=asyncio.FIRST_COMPLETED)
+            if refused.done():
+                raise JobFailed(self._refusal)
+            if crew.done():
+                crew.result()
+            else:
+                await asyncio.wait({crew}, timeout=self._shop.grace)  # told to end, they do so by themselves
+        finally:
+            for task in (crew, refused, delivered):
+                task.cancel()
+            await asyncio.gather(crew, refused, delivered, return_exceptions=True)
+            await self._crew.stop()
+            for token in self._tokens:
+                self._shop.tokens.revoke(token)
+
+    def environment(self, rank: int, attempt: int) -> Mapping[str, str]:
+        """Variables for the process that gets a rank, with a token of its own."""
+        token = self._shop.tokens.issue(Seat(self, rank, attempt))
+        self._tokens.append(token)
+        return {**self._shop.environment(), "TIDEMILL_WORKER_TOKEN": token}
+
+    def excuses(self, rank: int, status: int | None) -> bool:
+        """Rank 0 has done its part when the result is there, the others when the training is over."""
+        job = self._ledger.job
+        return job.result is not None if rank == 0 else job.state not in _TRAINING
+
+    async def replace(self, rank: int, reason: str) -> int:
+        """Count the death of a process.
+
+        Raises:
+            JobFailed: there were too many.
+            Fenced, CancelAsked: from the ledger.
+        """
+
+        def replaced(job: Job) -> Job:
+            most = job.spec.max_restarts or 0
+            if job.restarts >= most:
+                raise JobFailed(shortened(f"{reason}\n(replaced {job.restarts} of at most {most} times)"))
+            workers = tuple(_next(worker) if worker.rank == rank else worker for worker in self._crew.workers())
+            return replace(job, restarts=job.restarts + 1, workers=workers, progress=self._meter.progress())
+
+        job = await self._ledger.change(replaced)
+        self._shop.counters.restarted()
+        return next(worker.attempt for worker in job.workers if worker.rank == rank)
+
+    def task(self, rank: int, attempt: int) -> Task:
+        """The worker's orders."""
+        self._crew.member(rank, attempt)
+        job = self._ledger.job
+        return Task(
+            job=job.name,
+            spec=job.spec,
+            rank=rank,
+            attempt=attempt,
+            group=job.group,
+            shards=job.shards,
+            traceparent=job.traceparent,
+            artifacts=self._shop.artifacts.address,
+            epochs=job.epochs,
+        )
+
+    async def beat(self, rank: int, attempt: int, beat: Beat) -> bool:
+        """Take a sign of life; whether the worker is to end."""
+        try:
+            self._crew.beat(rank, attempt, beat)
+            self._meter.beat(rank, attempt, beat, self._shop.clock.monotonic())
+            self._shop.changes.stir(self._ledger.job.id)
+            if beat.phase != STARTING and self._ledger.job.state is State.STARTING:
+                await self._ledger.change(self._running)
+        except (Stale, Fenced, CancelAsked):
+            return True
+        return rank != 0 and self._ledger.job.state not in _TRAINING
+
+    async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
+        """Take the metrics of an epoch, once; whether to train on."""
+        self._check_reporter(rank, attempt)
+
+        def appended(job: Job) -> Job:
+            if epoch.epoch <= len(job.epochs):
+                return job
+            done = epochs.append(job.epochs, epoch, job.spec)
+            job = replace(self._running(job), epochs=done)
+            return move(job, State.FINISHING, self._shop.clock.now()) if epochs.over(done, job.spec) else job
+
+        if epoch.epoch < 1:
+            raise invalid("epoch.epoch", "must be at least 1")
+        try:
+            job = await self._ledger.change(appended)
+        except (Fenced, CancelAsked):
+            _stopped()
+        best = epochs.best(job.epochs)
+        return Decision(stop=epochs.over(job.epochs, job.spec), best_epoch=best.epoch if best else 0)
+
+    async def report_result(self, rank: int, attempt: int, result: Result) -> None:
+        """Take the result, once."""
+        self._check_reporter(rank, attempt)
+
+        def delivered(job: Job) -> Job:
+            if job.state is not State.FINISHING:
+                raise FailedPrecondition(
+                    "the training is not over: report its epochs first", reason="TRAINING_NOT_OVER"
+                )
+            if job.result is not None:
+                return job
+            if not 1 <= result.best_epoch <= len(job.epochs):
+                raise invalid("result.best_epoch", f"must be in [1, {len(job.epochs)}]")
+            if not all(math.isfinite(value) for value in (result.parity, *result.test.values().values())):
+                raise invalid("result.test", "must hold finite numbers")
+            return replace(self.live(job), result=replace(result, model_version="", logs=""))
+
+        try:
+            await self._ledger.change(delivered)
+        except (Fenced, CancelAsked):
+            _stopped()
+        self._delivered.set()
+
+    def report_failure(self, rank: int, attempt: int, error: str, *, final: bool, step: int) -> None:
+        """Take note of why a worker cannot go on; a final failure fails the job."""
+        member = self._crew.member(rank, attempt)
+        member.failure = shortened(f"at step {step}: {error}")
+        self._log.append(SERVICE, f"worker {rank} reports a failure {member.failure}")
+        if final and not self._refusal:
+            self._refusal = f"worker {rank} {member.failure}"
+            self._refused.set()
+
+    def _check_reporter(self, rank: int, attempt: int) -> None:
+        self._crew.member(rank, attempt)
+        if rank != 0:
+            raise FailedPrecondition("only rank 0 reports epochs and results", reason="NOT_RANK_0")
+
+    def _running(self, job: Job) -> Job:
+        job = self.live(job)
+        return move(job, State.RUNNING, self._shop.clock.now()) if job.state is State.STARTING else job
+
+
+def _next(worker: Worker) -> Worker:
+    return replace(worker, attempt=worker.attempt + 1, pid=0, step=0)
+
+
+def _stopped() -> NoReturn:
+    raise Stale("the job is being stopped: end", reason="JOB_STOPPED")

@@ -1,0 +1,54 @@
+"""The RPCs of worker processes: find who calls, convert, call, convert."""
+
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+
+from tidemill import names
+from tidemill.api.training.v1 import training_pb2 as pb
+from tidemill.api.training.v1 import training_pb2_grpc as rpc
+from tidemill.errors import invalid
+from tidemill.training import convert
+from tidemill.training.jobs import MAX_ERROR
+from tidemill.training.tokens import Tokens
+from tidemill.training.workshop import Seat
+
+
+class WorkerServicer(rpc.WorkerServiceServicer):
+    """What worker processes call."""
+
+    def __init__(self, tokens: Tokens[Seat]) -> None:
+        self._tokens = tokens
+
+    async def GetTask(self, request: pb.GetTaskRequest, context: Any) -> pb.Task:
+        seat = self._tokens.find(request.token)
+        return convert.to_task(seat.employer.task(seat.rank, seat.attempt))
+
+    async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
+        seat = self._tokens.find(request.token)
+        stop = await seat.employer.beat(seat.rank, seat.attempt, convert.from_beat(request))
+        return pb.HeartbeatResponse(stop=stop)
+
+    async def ReportEpoch(self, request: pb.ReportEpochRequest, context: Any) -> pb.ReportEpochResponse:
+        seat = self._tokens.find(request.token)
+        if request.epoch.checkpoint:
+            names.check_digest(request.epoch.checkpoint, "epoch.checkpoint")
+        decision = await seat.employer.report_epoch(seat.rank, seat.attempt, convert.from_epoch(request.epoch))
+        return pb.ReportEpochResponse(stop=decision.stop, best_epoch=decision.best_epoch)
+
+    async def ReportResult(self, request: pb.ReportResultRequest, context: Any) -> Empty:
+        seat = self._tokens.find(request.token)
+        names.check_digest(request.result.artifact, "result.artifact")
+        for field in ("dataset_digest", "test_samples"):
+            if getattr(request.result, field):
+                names.check_digest(getattr(request.result, field), f"result.{field}")
+        convert.from_signature(request.result.signature, "result.signature")
+        await seat.employer.report_result(seat.rank, seat.attempt, convert.from_result(request.result))
+        return Empty()
+
+    async def ReportFailure(self, request: pb.ReportFailureRequest, context: Any) -> Empty:
+        seat = self._tokens.find(request.token)
+        if len(request.error) > MAX_ERROR:
+            raise invalid("error", f"must be at most {MAX_ERROR} characters")
+        seat.employer.report_failure(seat.rank, seat.attempt, request.error, final=request.final, step=request.step)
+        return Empty()
