@@ -20,6 +20,7 @@ from tidemill.training.spec import Component, Dataset, JobSpec, Split
 from tidemill.training.strategies.base import Flat
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.network import Network, Plan
+from tidemill.training.worker.session import Exporter
 from tidemill.training.worker.stop import Stop
 from tidemill.training.worker.task import Decision, Task
 from tidemill.training.worker.work import Surroundings, Work
@@ -150,7 +151,9 @@ class MemoryServer:
     task: Task
     hook: Callable[[str, int], None] = lambda event, step: None
 
-    def create(self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]) -> None:
+    def create(
+        self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]
+    ) -> None:
         assert optimizer == "adam"
         self.hook("create", 0)
         self.group.create(options["learning_rate"])
@@ -265,6 +268,12 @@ class MemoryCoordinator:
         self.job.failures.append((self.rank, error, final, step))
 
 
+def no_export(network: Network, samples: Array, path: Path, threads: int) -> float:
+    """An empty file instead of a model: exporting takes a second, and many tests are not about it."""
+    path.touch()
+    return 0.0
+
+
 class Worker:
     """One rank at work in a thread of its own."""
 
@@ -279,6 +288,7 @@ class Worker:
         attempt: int = 0,
         hook: Callable[[str, int], None] = lambda event, step: None,
         provider: TracerProvider | None = None,
+        export: Exporter = no_export,
     ) -> None:
         self.stop = Stop()
         self.progress = Progress()
@@ -292,6 +302,7 @@ class Worker:
             artifacts=lambda task: artifacts,
             server=lambda task: MemoryServer(group, task, hook),
             signature=lambda dtype, shape, labels: f'{{"labels": {len(labels)}}}',
+            export=export,
             tracer=(provider or TracerProvider()).get_tracer("test"),
             folder=folder,
             threads=1,

@@ -115,7 +115,7 @@ def _numbers(x: Array, name: str) -> Array:
     x = np.ascontiguousarray(x, x.dtype.newbyteorder("="))
     flat = x.reshape(-1)
     if x.dtype.kind == "f":
-        most = float(np.finfo(np.float32).max)
+        most = min(float(np.finfo(np.float32).max), float(np.finfo(x.dtype).max))
         for start in range(0, flat.size, _CHUNK):
             fits = np.abs(flat[start : start + _CHUNK]) <= most  # false for NaN as well
             if not fits.all():

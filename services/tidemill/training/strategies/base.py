@@ -12,7 +12,10 @@ Flat = np.ndarray[tuple[int], np.dtype[np.float32]]
 
 
 class ParameterServer(Protocol):
-    """What a strategy needs of a parameter server: one group on its shards. Errors are those of `tidemill.errors`."""
+    """What a strategy needs of a parameter server: one group on its shards.
+
+    Errors are those of `tidemill.errors`; while a shard is out of reach, calls are repeated for a while.
+    """
 
     def create(
         self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]
@@ -45,8 +48,6 @@ class Team:
     server: ParameterServer
     pause: Callable[[float], None]
     """Waits so many seconds; raises when the worker is to stop."""
-    patience: float
-    """Seconds for which a service that is out of reach is asked again."""
 
 
 class Strategy(ABC):

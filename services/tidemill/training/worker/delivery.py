@@ -13,7 +13,6 @@ from tidemill.telemetry import attributes
 from tidemill.training.epochs import Metrics, Result
 from tidemill.training.strategies.base import Flat
 from tidemill.training.worker.evaluation import evaluate
-from tidemill.training.worker.export import export
 from tidemill.training.worker.heartbeat import EVALUATING, EXPORTING
 from tidemill.training.worker.session import Session
 from tidemill.training.worker.spans import span
@@ -47,7 +46,7 @@ class Delivery:
         with tempfile.TemporaryDirectory(dir=self._session.folder) as name:
             folder = Path(name)
             with span(self._session.tracer, attributes.SPAN_EXPORT):
-                parity = export(
+                parity = self._session.export(
                     self._session.network, self._session.prepared.test.x, folder / MODEL, self._session.threads
                 )
             self._session.stop.check()

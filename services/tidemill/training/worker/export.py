@@ -11,10 +11,9 @@ from torch import nn
 
 from tidemill.errors import FailedPrecondition
 from tidemill.training.samples import Array
+from tidemill.training.worker.names import INPUT, OUTPUT
 from tidemill.training.worker.network import Classifier, Network
 
-INPUT = "x"
-OUTPUT = "y"
 TOLERANCE = 1e-4
 """Largest difference between the outputs of ONNX and torch, both probabilities."""
 SAMPLES = 256

@@ -24,10 +24,10 @@ def is_final(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """The error in at most 4096 characters: its text, and the end of its traceback unless the text says it all."""
+    """The error in at most 4096 characters: its text, and its last frames unless the text says it all."""
     if is_final(error):
         return str(error)[:MAX_TEXT]
     head = f"{type(error).__name__}: {str(error)[:1024]}"
-    trace = "".join(traceback.format_exception(error))
+    frames = "".join(traceback.format_tb(error.__traceback__))
     room = MAX_TEXT - len(head) - 2
-    return f"{head}\n{trace if len(trace) <= room else '…' + trace[-room:]}"
+    return f"{head}\n{frames if len(frames) <= room else '…' + frames[-room:]}"

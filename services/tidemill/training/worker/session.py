@@ -1,16 +1,21 @@
 """What the parts of a worker share once its samples and its network are there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from opentelemetry import trace
 
+from tidemill.training.samples import Array
 from tidemill.training.worker.heartbeat import Progress
 from tidemill.training.worker.network import Network
 from tidemill.training.worker.preparation import Prepared
 from tidemill.training.worker.sharding import Schedule
 from tidemill.training.worker.stop import Stop
 from tidemill.training.worker.task import ArtifactStore, Coordinator, SignatureWriter, Task
+
+Exporter = Callable[[Network, Array, Path, int], float]
+"""(network, samples, file, threads) -> worst difference of the file's outputs from the network's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,7 @@ class Session:
     coordinator: Coordinator
     artifacts: ArtifactStore
     signature: SignatureWriter
+    export: Exporter
     progress: Progress
     stop: Stop
     tracer: trace.Tracer

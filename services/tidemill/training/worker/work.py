@@ -21,7 +21,7 @@ from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.judge import EpochJudge
 from tidemill.training.worker.network import Network
 from tidemill.training.worker.preparation import Prepared, prepare, read
-from tidemill.training.worker.session import Session
+from tidemill.training.worker.session import Exporter, Session
 from tidemill.training.worker.sharding import derive
 from tidemill.training.worker.spans import span
 from tidemill.training.worker.stop import Stop, Stopped
@@ -39,11 +39,11 @@ class Surroundings:
     artifacts: Callable[[Task], ArtifactStore]
     server: Callable[[Task], ParameterServer]
     signature: SignatureWriter
+    export: Exporter
     tracer: trace.Tracer
     folder: Path
     """Where its files go; they are gone when it ends."""
     threads: int
-    patience: float
     max_dataset_bytes: int
 
 
@@ -64,7 +64,8 @@ class Work:
         except Stopped:
             return True
         except Exception as error:  # noqa: BLE001 - reported to the training service
-            return self._failed(error)
+            # Connections that were closed under way fail in many ways; when the worker is to end, none of them matters.
+            return self._stop.is_set or self._failed(error)
         finally:
             context.detach(token)
         return True
@@ -79,7 +80,7 @@ class Work:
             try:
                 self._carry_out(task)
             except TidemillError:
-                # A connection that is closed, a group that is deleted: it may just be that the worker is to end.
+                # A group that is deleted, a rank that another process has: the worker may not have heard of it yet.
                 self._stop.check()
                 self._heart.beat()
                 self._stop.check()
@@ -105,6 +106,7 @@ class Work:
             coordinator=self._with.coordinator,
             artifacts=artifacts,
             signature=self._with.signature,
+            export=self._with.export,
             progress=self._progress,
             stop=self._stop,
             tracer=self._with.tracer,
@@ -146,6 +148,5 @@ class Work:
                 optimizer_options=task.spec.optimizer.parameters,
                 server=self._with.server(task),
                 pause=self._stop.pause,
-                patience=self._with.patience,
             )
         )

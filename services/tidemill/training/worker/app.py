@@ -1,0 +1,118 @@
+"""The composition root of a worker process."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tidemill import errors
+from tidemill.clients.artifacts import ArtifactsClient
+from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.clients.workers import WorkerClient
+from tidemill.rpc.loop import LoopThread
+from tidemill.telemetry.setup import setup
+from tidemill.training.worker.config import WorkerConfig
+from tidemill.training.worker.convert import to_signature
+from tidemill.training.worker.export import export
+from tidemill.training.worker.heartbeat import Heart, Progress
+from tidemill.training.worker.network import compute_threads
+from tidemill.training.worker.remote import RemoteArtifacts, RemoteCoordinator, RemoteGroup
+from tidemill.training.worker.stop import Stop
+from tidemill.training.worker.task import Task
+from tidemill.training.worker.work import Surroundings, Work
+
+CALL_SECONDS = 10.0
+"""Longest time of one attempt of a call to the training service."""
+
+
+class WorkerApp:
+    """One worker and its connections. `run` in one thread, `interrupt` from another, `close` when `run` is over."""
+
+    def __init__(self, config: WorkerConfig, stop: Stop) -> None:
+        self._config = config
+        self._stop = stop
+        self._telemetry = setup("worker", traces=config.traces, instance=f"worker.{os.getpid()}")
+        self._loop = LoopThread()
+        self._asynchronous: list[Any] = []
+        self._groups: list[ParametersClient] = []
+        client = self._made(
+            WorkerClient, config.training_address, config.token, tracer=self._telemetry.tracer, timeout=CALL_SECONDS
+        )
+        self._coordinator = RemoteCoordinator(client, self._loop)
+        self._progress = Progress()
+        self._heart = Heart(self._coordinator, self._progress, stop, config.heartbeat_seconds)
+
+    def run(self) -> bool:
+        """Get orders and carry them out; whether all went well.
+
+        Raises:
+            TidemillError: there are no orders to be had.
+        """
+        compute_threads(self._config.threads)
+        try:
+            task = self._coordinator.task()
+        except (errors.Stale, errors.Unauthenticated) as error:
+            self._stop.set(error.message)
+            return True
+        self._heart.start()
+        with tempfile.TemporaryDirectory(
+            prefix=f"rank{task.rank}-", dir=self._config.data, ignore_cleanup_errors=True
+        ) as folder:
+            return Work(self._surroundings(Path(folder)), self._progress, self._heart, self._stop).run(task)
+
+    def interrupt(self) -> None:
+        """Break off every call but those to the training service; the worker has been stopped."""
+        for group in self._groups:
+            group.close()
+        for client in self._asynchronous[1:]:
+            self._loop.run(client.close())
+
+    def close(self) -> None:
+        """Free everything and send the last spans."""
+        self._stop.set("finished")
+        self._heart.join()
+        for group in self._groups:
+            group.close()
+        for client in self._asynchronous:
+            self._loop.run(client.close())
+        self._loop.close()
+        self._telemetry.shutdown()
+
+    def _surroundings(self, folder: Path) -> Surroundings:
+        return Surroundings(
+            coordinator=self._coordinator,
+            artifacts=self._artifacts,
+            server=self._group,
+            signature=to_signature,
+            export=export,
+            tracer=self._telemetry.tracer,
+            folder=folder,
+            threads=self._config.threads,
+            max_dataset_bytes=self._config.max_dataset_bytes,
+        )
+
+    def _artifacts(self, task: Task) -> RemoteArtifacts:
+        client = self._made(ArtifactsClient, task.artifacts, tracer=self._telemetry.tracer)
+        return RemoteArtifacts(client, self._loop)
+
+    def _group(self, task: Task) -> RemoteGroup:
+        tracer = self._telemetry.tracer
+        admin = self._made(ParametersAdmin, task.shards, tracer=tracer)
+        client = ParametersClient(task.shards, task.group, tracer=tracer, patience=self._config.patience_seconds)
+        self._groups.append(client)
+        return RemoteGroup(task, admin, client, self._loop)
+
+    def _made(self, kind: Any, *arguments: Any, **options: Any) -> Any:
+        """An asynchronous client, made in the loop that it lives in."""
+
+        async def make() -> Any:
+            return kind(*arguments, **options)
+
+        client = self._loop.run(make())
+        self._asynchronous.append(client)
+        return client
+
+
+def build(config: WorkerConfig, stop: Stop) -> WorkerApp:
+    """The worker of this process."""
+    return WorkerApp(config, stop)

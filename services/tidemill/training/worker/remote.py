@@ -1,0 +1,102 @@
+"""The services that a worker calls, as its parts see them: synchronous, in plain values."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tidemill.clients.artifacts import ArtifactsClient
+from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.clients.workers import WorkerClient
+from tidemill.rpc.loop import LoopThread
+from tidemill.training import convert
+from tidemill.training.epochs import Epoch, Result
+from tidemill.training.strategies.base import Flat
+from tidemill.training.worker.task import Decision, Task
+
+
+class RemoteCoordinator:
+    """The training service; a `task.Coordinator`."""
+
+    def __init__(self, client: WorkerClient, loop: LoopThread) -> None:
+        self._client = client
+        self._loop = loop
+
+    def task(self) -> Task:
+        """The worker's orders."""
+        return convert.from_task(self._loop.run(self._client.get_task()))
+
+    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
+        """Give a sign of life; whether to end at once."""
+        call = self._client.heartbeat(phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples)
+        return bool(self._loop.run(call).stop)
+
+    def report_epoch(self, epoch: Epoch) -> Decision:
+        """Hand in a finished epoch."""
+        response = self._loop.run(self._client.report_epoch(convert.to_epoch(epoch)))
+        return Decision(stop=response.stop, best_epoch=response.best_epoch)
+
+    def report_result(self, result: Result) -> None:
+        """Hand in the result."""
+        self._loop.run(self._client.report_result(convert.to_result(result)))
+
+    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+        """Say why the worker cannot go on."""
+        self._loop.run(self._client.report_failure(error, final=final, step=step))
+
+
+class RemoteArtifacts:
+    """The artifact service; a `task.ArtifactStore`."""
+
+    def __init__(self, client: ArtifactsClient, loop: LoopThread) -> None:
+        self._client = client
+        self._loop = loop
+
+    def fetch(self, digest: str, folder: Path) -> Mapping[str, Path]:
+        """The files of an artifact, verified, by name."""
+        return self._loop.run(self._client.download_artifact(digest, folder))
+
+    def keep(self, kind: str, files: Mapping[str, Path], labels: Mapping[str, str], reference: str) -> str:
+        """Store files as an artifact; its digest."""
+        made = self._loop.run(self._client.create_artifact(kind, files, labels=labels, reference=reference))
+        return str(made.digest)
+
+
+class RemoteGroup:
+    """One worker's end of a parameter group; a `strategies.base.ParameterServer`.
+
+    What `pull` returns is overwritten by the next `pull`.
+    """
+
+    def __init__(self, task: Task, admin: ParametersAdmin, client: ParametersClient, loop: LoopThread) -> None:
+        self._task = task
+        self._admin = admin
+        self._client = client
+        self._loop = loop
+        self._flat: Flat | None = None
+
+    def create(
+        self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]
+    ) -> None:
+        """Create the group on all shards."""
+        self._loop.run(
+            self._admin.create_group(
+                self._task.group, tensors, optimizer=optimizer, parameters=options, workers=self._task.spec.workers
+            )
+        )
+
+    def load(self, values: Flat) -> None:
+        """Set the first values."""
+        self._client.load(values)
+
+    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
+        """Hand in this worker's mean gradient."""
+        self._client.push(gradient, worker=self._task.rank, step=step, attempt=self._task.attempt, samples=samples)
+
+    def pull(self, version: int) -> Flat:
+        """The parameters at a version."""
+        _, self._flat = self._client.pull(version, self._flat)
+        return self._flat
+
+    def versions(self) -> Sequence[int]:
+        """The version of each shard."""
+        return self._client.versions()
