@@ -4,7 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class Shards:
         optimizer: str = "sgd",
         workers: int = 1,
         name: str = GROUP,
-        **parameters: float | bool,
+        parameters: Mapping[str, float | bool] | None = None,
     ) -> list[pb.Group]:
         """A new group of that many elements, or of these tensors."""
         tensors = [("w", (elements,))] if isinstance(elements, int) else elements

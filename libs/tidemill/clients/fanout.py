@@ -1,7 +1,6 @@
 """One operation on several shards at once: a thread each, repeated while a shard cannot be reached, ended together."""
 
 import contextvars
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +9,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tidemill import errors
+from tidemill.clients.backoff import Backoff
 
 T = TypeVar("T")
-SHORTEST_PAUSE = 0.05
-LONGEST_PAUSE = 2.0
 
 
 class Calls:
@@ -63,32 +61,58 @@ class Fanout:
     def __init__(self, shards: int, patience: float, name: str) -> None:
         self._shards = shards
         self._patience = patience
+        self._changed = threading.Condition()
+        self._running: set[Calls] = set()
+        self._closed = False
         self._pool = ThreadPoolExecutor(shards, thread_name_prefix=name)
 
     def run(self, operation: Callable[[int, Calls], T]) -> list[T]:
         """The result of `operation(shard, calls)` for each shard, in order; the first error ends the others.
 
         It runs in the caller's context (trace, deadline), and again after a passing fault: it must be safe to repeat.
+
+        Raises:
+            Cancelled: this was closed, before or meanwhile.
+            TidemillError: what the operation raised on the first shard where it failed.
         """
-        calls = Calls()
         futures: list[Future[T]] = []
-        try:
-            for shard in range(self._shards):
-                context = contextvars.copy_context()
-                futures.append(self._pool.submit(context.run, self._repeat, operation, shard, calls))
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failed = [future for future in futures if future in done and future.exception() is not None]
-        finally:
-            calls.end()
-            wait(futures)
+        with self._begun() as calls:
+            try:
+                for shard in range(self._shards):
+                    context = contextvars.copy_context()
+                    futures.append(self._pool.submit(context.run, self._repeat, operation, shard, calls))
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                failed = [future for future in futures if future in done and future.exception() is not None]
+            finally:
+                calls.end()
+                wait(futures)
         return [future.result() for future in failed or futures]
 
     def close(self) -> None:
-        """End the threads once they are idle."""
-        self._pool.shutdown(wait=False)
+        """Let what runs end with `Cancelled`, and take nothing more; returns when it has ended."""
+        with self._changed:
+            self._closed = True
+            for calls in self._running:
+                calls.end()
+            self._changed.wait_for(lambda: not self._running)
+        self._pool.shutdown()
+
+    @contextmanager
+    def _begun(self) -> Iterator[Calls]:
+        calls = Calls()
+        with self._changed:
+            if self._closed:
+                raise errors.Cancelled("the client is closed", reason="CLOSED")
+            self._running.add(calls)
+        try:
+            yield calls
+        finally:
+            with self._changed:
+                self._running.discard(calls)
+                self._changed.notify_all()
 
     def _repeat(self, operation: Callable[[int, Calls], T], shard: int, calls: Calls) -> T:
-        pause = SHORTEST_PAUSE
+        backoff = Backoff()
         trouble: float | None = None
         while True:
             started = time.monotonic()
@@ -99,14 +123,18 @@ class Fanout:
                 if trouble is None or now - started > self._patience:
                     # A call that has lasted that long was fine until now.
                     trouble = now
-                wanted = max(error.retry_after or 0, pause * random.uniform(0.5, 1))
-                if not passing(error) or now + wanted > trouble + self._patience or not calls.pause(wanted):
+                    backoff.reset()
+                pause = max(error.retry_after or 0.0, backoff.next())
+                late = now + pause > trouble + self._patience
+                if late or not passing(error) or not calls.pause(pause):
                     raise
-                pause = min(pause * 2, LONGEST_PAUSE)
 
 
 def passing(error: errors.TidemillError) -> bool:
     """Whether the same call may succeed soon, when it is safe to repeat."""
     if isinstance(error, errors.Exhausted):
         return error.retry_after is not None
-    return isinstance(error, errors.Unavailable) or error.reason in ("STREAM_BROKEN", "SUPERSEDED")
+    if error.code in (errors.Code.INTERNAL, errors.Code.UNKNOWN):
+        # What the transport makes of a broken stream; a server of ours gives a reason of its own.
+        return error.reason == error.default_reason
+    return isinstance(error, errors.Unavailable | errors.Cancelled) or error.reason == "SUPERSEDED"

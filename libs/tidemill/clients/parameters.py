@@ -145,7 +145,7 @@ class ParametersClient:
                 for data in self._chunks(shard, values):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
 
-            self._send(self._load[shard], requests(), calls)
+            self._call(self._load[shard], requests(), calls)
 
         self._up.run(load)
 
@@ -175,7 +175,7 @@ class ParametersClient:
                     for data in self._chunks(shard, values):
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, data))
 
-            response: pb.PushResponse = self._send(self._push[shard], requests(), calls)
+            response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
             return response
 
         responses = self._up.run(push)
@@ -244,11 +244,11 @@ class ParametersClient:
         return results[0][0], found
 
     def close(self) -> None:
-        """Close the connections; operations at work fail."""
-        for channel in self._channels:
-            channel.close()
+        """Close the connections; operations at work in other threads end with `Cancelled`."""
         self._up.close()
         self._down.close()
+        for channel in self._channels:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -260,12 +260,11 @@ class ParametersClient:
 
     def _groups(self) -> list[pb.Group]:
         def get(shard: int, calls: Calls) -> pb.Group:
-            stub = self._pulling[shard]
-            with call_context(self._tracer, stub.GetGroup) as metadata:
-                request = pb.GetGroupRequest(name=self.group)
-                return stub.GetGroup(request, metadata=metadata, timeout=deadline.timeout(DEFAULT_TIMEOUT))
+            method = self._pulling[shard].GetGroup
+            group: pb.Group = self._call(method, pb.GetGroupRequest(name=self.group), calls, DEFAULT_TIMEOUT)
+            return group
 
-        return self._down.run(get)
+        return self._up.run(get)  # a pull may wait for long in the other threads
 
     def _vector(self, flat: Array | None) -> Array:
         elements = self.layout.elements
@@ -281,9 +280,10 @@ class ParametersClient:
             start = pb.BlockData(block=block.index).SerializeToString()
             yield frame(start, pb.BlockData.DATA_FIELD_NUMBER, [data])
 
-    def _send(self, method: Any, requests: Iterator[bytes], calls: Calls) -> Any:
+    def _call(self, method: Any, request: Any, calls: Calls, timeout: float | None = None) -> Any:
+        """The one response to a request or to a stream of them."""
         with call_context(self._tracer, method) as metadata:
-            call = method.future(requests, metadata=metadata, timeout=deadline.timeout(None))
+            call = method.future(request, metadata=metadata, timeout=deadline.timeout(timeout))
             with calls.open(call):
                 try:
                     return call.result()

@@ -1,5 +1,7 @@
 """Puts a shard of the parameter server together."""
 
+from tidemill.clients.instances import Registration
+from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
 from tidemill.parameters.config import Config
 from tidemill.parameters.groups import Groups, Limits
@@ -7,7 +9,7 @@ from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.servicer import SERVICE, ParameterServicer, add_to_server
 from tidemill.parameters.slots import Slots
 from tidemill.rpc import app
-from tidemill.rpc.app import App
+from tidemill.rpc.app import App, Hook
 from tidemill.rpc.options import CHUNK
 from tidemill.rpc.server import Service, ThreadServer
 
@@ -44,4 +46,23 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
     async def release() -> None:
         groups.stop()
 
-    return App("parameters", config, telemetry, server, stoppers=[release], clock=clock)
+    tasks: list[Hook] = []
+    stoppers: list[Hook] = [release]
+    closers: list[Hook] = []
+    if config.registry_address:
+        registry = RegistryClient(config.registry_address, tracer=telemetry.tracer)
+        registration = Registration(
+            registry,
+            service="parameters",
+            instance_id=f"shard-{config.shard}",
+            address=lambda: shard.address,
+            labels={"shard": str(config.shard)},
+            ttl=config.instance_ttl,
+            clock=clock,
+        )
+        tasks.append(registration.run)
+        # First: nobody should be sent here any more.
+        stoppers.insert(0, registration.withdraw)
+        closers.append(registry.close)
+    shard = App("parameters", config, telemetry, server, tasks=tasks, stoppers=stoppers, closers=closers, clock=clock)
+    return shard

@@ -14,8 +14,10 @@ class Config(ServerConfig):
     port: int = setting("gRPC port; 0 = a free one", 7104)
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 9104)
     shard: int = setting("number of this process among the shards, for its instance name and label", 0)
-    registry: str = setting(
-        "host:port of the registry to register at; empty = do not", "127.0.0.1:7101", env="TIDEMILL_REGISTRY_ADDRESS"
+    registry_address: str = setting(
+        "host:port of the registry to announce this process to; none = do not",
+        "127.0.0.1:7101",
+        env="TIDEMILL_REGISTRY_ADDRESS",
     )
     instance_ttl: float = setting("seconds after which a killed shard counts as gone", 10.0)
     max_parameter_bytes: int = setting(
