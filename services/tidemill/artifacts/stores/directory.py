@@ -44,10 +44,29 @@ class DirectoryStore(Store):
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
         def translated() -> T:
-            with _translated(what):
+            with self._translated(what):
                 return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, translated)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._check_there()
+            raise errors.NotFound(f"{what} does not exist") from error
+        except OSError as error:
+            if error.errno in _FULL:
+                raise errors.Exhausted("the disk of the store is full", reason="DISK_FULL") from error
+            raise errors.Unavailable(
+                f"the store's folder cannot be used: {error.strerror}", reason="STORE_UNREACHABLE"
+            ) from error
+
+    def _check_there(self) -> None:
+        """Raise when the folder itself is gone, with a disk perhaps: its objects are not deleted then."""
+        if not os.access(self._temporary, os.W_OK | os.X_OK):
+            raise errors.Unavailable("the store's folder is gone or read-only", reason="STORE_UNREACHABLE")
 
     async def start(self) -> None:
         """Make the folder, and remove what a killed process left half done."""
@@ -152,6 +171,7 @@ class DirectoryStore(Store):
                 if key > start_after:
                     with suppress(FileNotFoundError):  # deleted meanwhile
                         found.append(_entry(key, self._path(key)))
+            self._check_there()
             return found
 
         return await self._run(prefix, entries)
@@ -179,6 +199,7 @@ class DirectoryStore(Store):
             try:
                 path.unlink()
             except FileNotFoundError:
+                self._check_there()
                 return
             with suppress(FileNotFoundError):  # removed, as below, by somebody else
                 _flush(path.parent)
@@ -191,12 +212,7 @@ class DirectoryStore(Store):
 
     async def check(self) -> None:
         """Return when the folder is there and can be written to."""
-
-        def check() -> None:
-            if not os.access(self._temporary, os.W_OK | os.X_OK):
-                raise errors.Unavailable("the store's folder is gone or read-only", reason="STORE_UNREACHABLE")
-
-        await self._run("the store's folder", check)
+        await self._run("the store's folder", self._check_there)
 
     async def close(self) -> None:
         """End the threads."""
@@ -266,17 +282,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise errors.NotFound(f"{what} does not exist") from error
-    except OSError as error:
-        if error.errno in _FULL:
-            raise errors.Exhausted("the disk of the store is full", reason="DISK_FULL") from error
-        raise errors.Unavailable(
-            f"the store's folder cannot be used: {error.strerror}", reason="STORE_UNREACHABLE"
-        ) from error
