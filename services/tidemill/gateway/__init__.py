@@ -1,0 +1,1 @@
+"""The gateway: every service of the platform over HTTP and JSON."""

@@ -1,0 +1,144 @@
+"""Request bodies: bounded in size and depth before anything is parsed, and bounded in memory over all requests."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from tidemill import errors
+from tidemill.gateway.problems import Refused
+
+MAX_DEPTH = 32
+"""Deepest nesting of JSON that is parsed."""
+MAX_CONTAINERS = 1 << 20
+"""Most objects and arrays in a JSON document: each costs far more memory than its two bytes of text."""
+IDLE_SECONDS = 60.0
+"""Longest silence inside of a body."""
+
+_OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+
+
+class Bodies:
+    """Reads bodies.
+
+    Args:
+        limit: largest body in bytes.
+        buffered: largest sum of the bodies in memory at a time, in bytes.
+    """
+
+    def __init__(self, limit: int, buffered: int) -> None:
+        self.limit = limit
+        self._buffered = buffered
+        self._held = 0
+
+    @asynccontextmanager
+    async def received(self, request: Request, limit: int | None = None) -> AsyncIterator[bytes]:
+        """The whole body, which counts as held in memory until the block ends.
+
+        Raises:
+            Refused: with status 413, when it is larger than `limit` (default: that of all bodies).
+            Unavailable: other bodies fill the memory there is for them.
+            Cancelled: the caller hung up.
+        """
+        most = self.limit if limit is None else limit
+        if int(request.headers.get("content-length", "0")) > most:
+            raise _too_large(most)
+        chunks: list[bytes] = []
+        size = 0
+        try:
+            async for chunk in incoming(request):
+                size += len(chunk)
+                self._held += len(chunk)
+                if size > most:
+                    raise _too_large(most)
+                if self._held > self._buffered:
+                    raise errors.Unavailable("too many large requests at a time", reason="BUSY", retry_after=1)
+                chunks.append(chunk)
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()
+            yield body
+        finally:
+            self._held -= size
+
+
+async def incoming(request: Request) -> AsyncIterator[bytes]:
+    """The body's bytes as they arrive.
+
+    Raises:
+        Cancelled: the caller hung up.
+        DeadlineExceeded: nothing came for `IDLE_SECONDS`.
+    """
+    chunks = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                chunk = await anext(chunks, b"")
+        except ClientDisconnect as error:
+            raise errors.Cancelled("the caller hung up", reason="HUNG_UP") from error
+        except TimeoutError as error:
+            raise errors.DeadlineExceeded(f"no bytes came for {IDLE_SECONDS:g} s", reason="IDLE") from error
+        if not chunk:  # Starlette ends with an empty one
+            await chunks.aclose()
+            return
+        yield chunk
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(413, f"the body must not be larger than {limit} bytes", reason="BODY_TOO_LARGE")
+
+
+def parse(text: bytes | memoryview, *, nonfinite: bool = False) -> Any:
+    """The value of a JSON document in UTF-8.
+
+    Args:
+        text: the document.
+        nonfinite: whether the tokens NaN, Infinity and -Infinity, which are not JSON, are understood.
+
+    Raises:
+        Invalid: with reason INVALID_JSON: it is no JSON, or nested too deep, or of too many parts.
+    """
+    check_depth(text)
+    try:
+        return json.loads(str(text, "utf-8"), parse_constant=None if nonfinite else _refuse_constant)
+    except UnicodeDecodeError as error:
+        raise errors.Invalid("the body is not UTF-8", reason="INVALID_JSON") from error
+    except json.JSONDecodeError as error:
+        raise errors.Invalid(
+            f"the body is not JSON: {error.msg} at character {error.pos}", reason="INVALID_JSON"
+        ) from error
+    except ValueError as error:  # Python bounds the digits of an integer
+        raise errors.Invalid("the body holds a number of too many digits", reason="INVALID_JSON") from error
+
+
+def _refuse_constant(token: str) -> NoReturn:
+    raise errors.Invalid(f"{token} is not JSON", reason="INVALID_JSON")
+
+
+def check_depth(text: bytes | memoryview) -> None:
+    """Return when `text` can be parsed without deep recursion: in linear time, and without parsing it.
+
+    Once strings and all but brackets are gone, each pass that takes away every `[]` takes away exactly one level.
+
+    Raises:
+        Invalid: with reason INVALID_JSON.
+    """
+    data = bytes(text)
+    opened = data.count(b"[") + data.count(b"{")
+    if opened <= MAX_DEPTH:
+        return
+    if opened > MAX_CONTAINERS:
+        raise errors.Invalid(f"the body has more than {MAX_CONTAINERS} opening brackets", reason="INVALID_JSON")
+    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside = b"".join(data.translate(None, _OTHERS).replace(b'""', b"").split(b'"')[::2])
+    left = outside.translate(_SQUARE)
+    for _ in range(MAX_DEPTH):
+        left = left.replace(b"[]", b"")
+        if not left:
+            return
+    raise errors.Invalid(
+        f"the body is nested deeper than {MAX_DEPTH}, or its brackets do not match", reason="INVALID_JSON"
+    )

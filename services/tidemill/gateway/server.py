@@ -1,0 +1,199 @@
+"""HTTP servers inside the asyncio loop that also does gRPC: several ports, clear errors, a drain."""
+
+import asyncio
+import contextlib
+import functools
+import math
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tidemill import errors
+
+HEAD_SECONDS = 30.0
+"""How long a client may take to say what it wants."""
+STALL_SECONDS = 60.0
+"""How long a client may take nothing of an answer."""
+KEEP_ALIVE_SECONDS = 45
+MAX_HEAD = 32 << 10
+"""Largest request line and headers together, in bytes."""
+MAX_CHUNKS = 1 << 16
+"""Most chunks of one chunked body: each costs time however small it is."""
+BACKLOG = 512
+
+
+class _Reader(h11.Connection):
+    """h11's parser with a limit on the number of chunks."""
+
+    chunks = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.chunks = 0
+        elif isinstance(event, h11.Data) and event.chunk_start:
+            self.chunks += 1
+            if self.chunks > MAX_CHUNKS:
+                raise h11.RemoteProtocolError("too many chunks")
+        return event
+
+
+class _Timer:
+    """Calls `action` after `seconds`, unless it is stopped before."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, action: Callable[[], None]) -> None:
+        self._loop, self._seconds, self._action = loop, seconds, action
+        self._handle: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._handle is None:
+            self._handle = self._loop.call_later(self._seconds, self._action)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
+class Connection(H11Protocol):
+    """uvicorn's HTTP/1.1 connection, which also ends clients that are too slow to say or to take anything.
+
+    Args:
+        most: connections that a port has at a time; one more is closed at once.
+    """
+
+    def __init__(self, *args: Any, most: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = _Reader(h11.SERVER, MAX_HEAD)
+        self._most = most
+        self._head = _Timer(self.loop, HEAD_SECONDS, self._abort)
+        self._stall = _Timer(self.loop, STALL_SECONDS, self._abort)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            transport.abort()
+        self._head.start()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head.stop()
+        else:
+            self._head.start()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall.start()
+
+    def resume_writing(self) -> None:
+        self._stall.stop()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head.stop()
+        self._stall.stop()
+        super().connection_lost(exc)
+
+    def _abort(self) -> None:
+        self.transport.abort()
+
+
+class _Uvicorn(uvicorn.Server):
+    """A server that leaves the signals of the process to the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Serves ASGI applications, each on a port of its own.
+
+    Args:
+        main: what the first port serves.
+        others: name -> (port, what it serves); a free port for 0.
+        connections: most connections a port.
+        stopping: called when the drain begins, to end what would not end by itself.
+    """
+
+    def __init__(
+        self,
+        main: ASGIApp,
+        others: Mapping[str, tuple[int, ASGIApp]],
+        *,
+        connections: int,
+        stopping: Callable[[], None],
+    ) -> None:
+        self._main = main
+        self._others = dict(others)
+        self._connections = connections
+        self._stopping = stopping
+        self._running: list[tuple[_Uvicorn, asyncio.Task[None]]] = []
+        self.ports: dict[str, int] = {}
+        self.serving = False
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen on every port, and return the first.
+
+        Raises:
+            Unavailable: with reason PORT_IN_USE.
+        """
+        wanted = {"management": (port, self._main), **self._others}
+        with contextlib.ExitStack() as undo:
+            listeners = {}
+            for name, (number, _) in wanted.items():
+                listeners[name] = undo.enter_context(_listen(host, number))
+            undo.pop_all()
+        for name, listener in listeners.items():
+            self.ports[name] = int(listener.getsockname()[1])
+            server = _Uvicorn(self._config(wanted[name][1]))
+            self._running.append((server, asyncio.ensure_future(server.serve(sockets=[listener]))))
+        return self.ports["management"]
+
+    def _config(self, app: ASGIApp) -> uvicorn.Config:
+        return uvicorn.Config(
+            app,
+            http=cast(Any, functools.partial(Connection, most=self._connections)),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            # The peer is who connects, whatever its headers claim.
+            proxy_headers=False,
+            server_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            reset_contextvars=True,
+        )
+
+    async def set_serving(self, serving: bool) -> None:
+        """Remember whether every service behind can serve: the status route says so."""
+        self.serving = serving
+
+    async def stop(self, grace: float) -> None:
+        """Take no new connections, and end requests in work after `grace` seconds at most."""
+        self.serving = False
+        self._stopping()
+        for server, _ in self._running:
+            server.config.timeout_graceful_shutdown = math.ceil(grace)
+            server.should_exit = True
+        await asyncio.gather(*(task for _, task in self._running))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise errors.Unavailable(
+            f"cannot listen on {host}:{port}: {error.strerror or error}",
+            reason="PORT_IN_USE",
+            metadata={"address": f"{host}:{port}"},
+        ) from error
