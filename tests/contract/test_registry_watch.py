@@ -7,14 +7,16 @@ from functools import partial
 
 import pytest
 
+from tests.support.faulty_kv import Fault, FaultyKv
 from tests.support.ports import free_ports
 from tests.support.registry import DIGEST, events_from, listed, replay, serve_registry
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.api.registry.v1 import registry_pb2 as pb
 from tidemill.clients.registry import RegistryClient
-from tidemill.kv.base import Delete, Kv, Put
+from tidemill.kv.base import Delete, Kv, Page, Put
 from tidemill.kv.sqlite import SqliteKv
+from tidemill.registry.keys import EVENTS
 
 
 async def created(client: RegistryClient, model: str) -> bool:
@@ -200,6 +202,36 @@ async def test_a_slow_watcher_gets_everything(kv: Kv) -> None:
             while len(seen) < 121:
                 seen += [event.model.description for event in (await anext(watch)).events]
         assert seen == ["", *map(str, range(120))]
+
+
+async def test_for_a_watcher_that_stops_reading_the_log_is_not_read_on() -> None:
+    kv = await SqliteKv.open(":memory:")
+    reader = PageCounter(kv, lambda: Fault.NONE)
+    tags = {f"t{number}": "x" * 1000 for number in range(60)}
+    async with serve_registry(kv) as writer, serve_registry(reader) as client:
+        call = client._registry.Watch(pb.WatchRequest(from_revision=1))
+        await call.read()
+        await writer.create_model("m")
+        for number in range(400):
+            await writer.update_model("m", tags=tags, description=str(number))
+        assert reader.last < 300, "24 MB do not fit into the buffers of one connection"
+        seen = 0
+        while seen < 401:
+            seen += len((await call.read()).events)
+        call.cancel()
+    await kv.close()
+
+
+class PageCounter(FaultyKv):
+    """Knows which event was read last."""
+
+    last = 0
+
+    async def range(self, prefix: str, *, start_after: str = "", limit: int = 0, revision: int = 0) -> Page:
+        page = await super().range(prefix, start_after=start_after, limit=limit, revision=revision)
+        if prefix == EVENTS and page.entries:
+            self.last = max(self.last, int(page.entries[-1].key.removeprefix(EVENTS)))
+        return page
 
 
 async def test_two_registries_on_one_store_make_one_log(kv: Kv) -> None:
