@@ -4,19 +4,23 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from tests.support.artifacts import content, sha256
+from tests.support.artifacts import sha256
 from tests.support.stores import FailingStore
 from tidemill import errors
+from tidemill.artifacts import keys
 from tidemill.artifacts.blobs import Blobs
 from tidemill.artifacts.catalog import Artifact, Catalog
 from tidemill.artifacts.manifests import File
 from tidemill.artifacts.metrics import Metrics
 from tidemill.artifacts.sections import Sections
 from tidemill.artifacts.stores.directory import DirectoryStore
+
+T = TypeVar("T")
 
 
 class World:
@@ -315,6 +319,7 @@ async def nothing_left(world: World) -> None:
 
 async def test_creations_and_deletions_at_the_same_time(world: World) -> None:
     chance = random.Random(7)
+    world.store.dawdling = chance
     texts = ["a", "b", "c", "d"]
 
     async def upload() -> None:
@@ -346,21 +351,69 @@ async def test_creations_and_deletions_at_the_same_time(world: World) -> None:
     assert made > 0
 
 
-async def test_callers_that_give_up_leave_nothing_half_done(world: World) -> None:
-    data = content(1 << 20)
-    for seconds in [number / 2000 for number in range(40)]:
-        await world.put("a", "b")
-        source = await asyncio.to_thread(world.written, data)
-        await world.blobs.put(sha256(data), len(data), source)
-        works = [
-            asyncio.ensure_future(world.create("a", "b")),
-            asyncio.ensure_future(world.blobs.delete(digest("a"))),
-            asyncio.ensure_future(world.blobs.delete(sha256(data))),
-        ]
-        await asyncio.wait(works, timeout=seconds)
-        for work in works:
-            work.cancel()
-        await asyncio.gather(*works, return_exceptions=True)
-        await world.check()
-        for artifact in await world.artifacts():
-            await world.catalog.delete(artifact)
+async def settled(task: "asyncio.Future[T]") -> bool:
+    """Whether a task ends although what it may have to wait for is held up."""
+    done, _ = await asyncio.wait([task], timeout=0.2)
+    return bool(done)
+
+
+async def test_a_deletion_waits_for_the_creation_that_lists_the_blob(world: World) -> None:
+    await world.put("a")
+    expected = await world.create("a")
+    await world.catalog.delete(expected.digest)
+    await world.put("a")
+    gate = world.store.hold("put_small", keys.use(digest("a"), expected.digest))
+    creation = asyncio.ensure_future(world.create("a"))
+    await gate.reached.wait()  # the blob was seen, and is not marked yet
+    deletion = asyncio.ensure_future(world.blobs.delete(digest("a")))
+    assert not await settled(deletion)
+    gate.open.set()
+    await creation
+    with pytest.raises(errors.FailedPrecondition):
+        await deletion
+    await world.check()
+
+
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_a_creation_waits_for_the_deletion_of_its_blob(world: World, gives_up: bool) -> None:
+    await world.put("a")
+    gate = world.store.hold("delete", keys.blob(digest("a")))
+    deletion = asyncio.ensure_future(world.blobs.delete(digest("a")))
+    await gate.reached.wait()  # nobody lists it: it is about to go
+    if gives_up:
+        deletion.cancel()
+    creation = asyncio.ensure_future(world.create("a"))
+    assert not await settled(creation)
+    gate.open.set()
+    with pytest.raises(errors.FailedPrecondition):
+        await creation
+    await asyncio.gather(deletion, return_exceptions=True)
+    assert await world.artifacts() == {}
+
+
+async def test_an_upload_waits_for_the_deletion_of_the_same_blob(world: World) -> None:
+    await world.put("a")
+    artifact = await world.create("a")
+    gate = world.store.hold("delete", keys.blob(digest("a")))
+    deletion = asyncio.ensure_future(world.catalog.delete(artifact.digest))
+    await gate.reached.wait()
+    upload = asyncio.ensure_future(world.put("a"))
+    assert not await settled(upload)
+    gate.open.set()
+    await asyncio.gather(deletion, upload)
+    assert await world.keys("blobs") == {digest("a")}
+
+
+async def test_a_reference_waits_for_the_deletion_of_its_artifact(world: World) -> None:
+    await world.put("a")
+    artifact = await world.create("a")
+    gate = world.store.hold("delete", keys.manifest(artifact.digest))
+    deletion = asyncio.ensure_future(world.catalog.delete(artifact.digest))
+    await gate.reached.wait()
+    reference = asyncio.ensure_future(world.catalog.add_reference(artifact.digest, "jobs/j"))
+    assert not await settled(reference)
+    gate.open.set()
+    await deletion
+    with pytest.raises(errors.NotFound):
+        await reference
+    await nothing_left(world)
