@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from google.protobuf.empty_pb2 import Empty
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -47,9 +48,8 @@ class Gateway:
         return httpx.AsyncClient(base_url=self.url(port), timeout=20, trust_env=False, **options)
 
 
-@asynccontextmanager
-async def serve_gateway(**settings: Any) -> AsyncIterator[Gateway]:
-    """A gateway on free ports while the block runs; services whose address is not given are not there."""
+def settings(**others: Any) -> GatewayConfig:
+    """Settings of a gateway on free ports; services whose address is not given are not there."""
     given: dict[str, Any] = {
         "port": 0,
         "ops_port": 0,
@@ -59,9 +59,15 @@ async def serve_gateway(**settings: Any) -> AsyncIterator[Gateway]:
         "artifacts_address": NOWHERE,
         "training_address": NOWHERE,
         "inference_address": NOWHERE,
-        **settings,
+        **others,
     }
-    app = build(GatewayConfig(**given))
+    return GatewayConfig(**given)
+
+
+@asynccontextmanager
+async def serve_gateway(**others: Any) -> AsyncIterator[Gateway]:
+    """A gateway with such settings while the block runs."""
+    app = build(settings(**others))
     spans = InMemorySpanExporter()
     app.telemetry.provider.add_span_processor(SimpleSpanProcessor(spans))
     await app.start()
@@ -77,8 +83,9 @@ class ScriptedTraining(pg.TrainingServiceServicer):
     Attributes:
         error: raised by every call, when set.
         requests: what arrived, in order.
-        release: calls of jobs named `jobs/slow` wait for it.
-        jobs, lines: what is streamed; a stream goes on while `None` has not come.
+        metadata: the headers of the last call.
+        entered, release: a call about `jobs/slow` sets the first and waits for the second.
+        jobs, lines: what is streamed; None ends a stream, an error fails it.
         cancelled: set when a call is given up.
     """
 
@@ -105,41 +112,37 @@ class ScriptedTraining(pg.TrainingServiceServicer):
                 self.cancelled.set()
                 raise
 
-    async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.Job:  # type: ignore[override]
+    async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.Job:
         await self._arrive(request, context)
         return pb.Job(name=f"jobs/{request.job_id or 'new'}", spec=request.spec, etag='"1"')
 
-    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.Job:  # type: ignore[override]
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.Job:
         await self._arrive(request, context)
         return pb.Job(name=request.name, state=pb.Job.STATE_RUNNING, etag='"7"')
 
-    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:  # type: ignore[override]
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         await self._arrive(request, context)
         return pb.ListJobsResponse(jobs=[pb.Job(name="jobs/a")], next_page_token="more")
 
-    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.Job:  # type: ignore[override]
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.Job:
         await self._arrive(request, context)
         return pb.Job(name=request.name, state=pb.Job.STATE_CANCELLING)
 
-    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> Any:  # type: ignore[override]
-        from google.protobuf.empty_pb2 import Empty
-
+    async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> Empty:
         await self._arrive(request, context)
         return Empty()
 
-    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.Job]:  # type: ignore[override]
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.Job]:
         await self._arrive(request, context)
         async for job in self._drain(self.jobs):
             yield job
 
-    async def StreamLogs(  # type: ignore[override]
-        self, request: pb.StreamLogsRequest, context: Any
-    ) -> AsyncIterator[pb.LogLine]:
+    async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         await self._arrive(request, context)
         async for line in self._drain(self.lines):
             yield line
 
-    async def ListCatalogue(self, request: pb.ListCatalogueRequest, context: Any) -> pb.Catalogue:  # type: ignore[override]
+    async def ListCatalogue(self, request: pb.ListCatalogueRequest, context: Any) -> pb.Catalogue:
         await self._arrive(request, context)
         return pb.Catalogue(models=[pb.CatalogueEntry(name="mlp", description="A perceptron.")])
 

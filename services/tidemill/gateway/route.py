@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 Handler = Callable[[Request], Awaitable[Response]]
+_PART, _DIGITS = r"[^/:\s]+", "[0-9]+"
 _PARAMETER = re.compile(r"\{(\w+)(?::(int))?\}")
 
 
@@ -18,7 +19,7 @@ class Route:
 
     Args:
         verb: HTTP method; GET answers HEAD as well.
-        path: template; `{name}` stands for one part without `/` and `:`, `{name:int}` for decimal digits.
+        path: template; `{name}` stands for one part without `/`, `:` and spaces, `{name:int}` for decimal digits.
         handler: makes the response.
         operation: the OpenAPI operation, without the path parameters, which come from the template.
         timed: whether the time of a request is limited; not so for streams and transfers.
@@ -72,6 +73,6 @@ def _pattern(path: str) -> str:
     parts, position = [], 0
     for match in _PARAMETER.finditer(path):
         parts.append(re.escape(path[position : match.start()]))
-        parts.append(f"(?P<{match[1]}>{'[0-9]+' if match[2] else '[^/:]+'})")
+        parts.append(f"(?P<{match[1]}>{_DIGITS if match[2] else _PART})")
         position = match.end()
     return "".join([*parts, re.escape(path[position:])])

@@ -130,7 +130,7 @@ class HttpServer:
         connections: int,
         stopping: Callable[[], None],
     ) -> None:
-        self._main = main
+        self.main = main
         self._others = dict(others)
         self._connections = connections
         self._stopping = stopping
@@ -144,7 +144,7 @@ class HttpServer:
         Raises:
             Unavailable: with reason PORT_IN_USE.
         """
-        wanted = {"management": (port, self._main), **self._others}
+        wanted = {"management": (port, self.main), **self._others}
         with contextlib.ExitStack() as undo:
             listeners = {}
             for name, (number, _) in wanted.items():

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def _element(value: Any, dtype: DataType) -> Any:
     elif type(value) not in (int, float):
         raise wrong
     elif (type(value) is int and abs(value) > _EXACT[dtype]) or (
-        np.isfinite(value) and abs(value) > np.finfo(dtype.numpy).max
+        math.isfinite(value) and abs(value) > float(np.finfo(dtype.numpy).max)
     ):
         raise errors.Invalid(f"Cannot convert JSON value: {show(value)} to {name} without loss of precision.")
     return value

@@ -75,7 +75,7 @@ def _float(value: int | float) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def array(value: Any, dtype: DataType, field: str) -> Array:

@@ -155,10 +155,11 @@ def front(inference: Backend, bodies: Bodies) -> Front:
         *_both("GET", "/v2", "/ready", handlers.model_ready, documents.MODEL_READY),
         *_both("POST", "/v2", "/infer", handlers.infer, documents.INFER),
     ]
-    return Front(owns=_owns, table=Table(routes), unknown=_unknown, render=_render)
+    return Front(owns=owns, table=Table(routes), unknown=_unknown, render=render)
 
 
-def _owns(path: str) -> bool:
+def owns(path: str) -> bool:
+    """Whether a path belongs to the protocol."""
     return path == "/v2" or path.startswith("/v2/")
 
 
@@ -169,6 +170,7 @@ def _unknown(verb: str, path: str, others: Collection[str]) -> errors.TidemillEr
     return errors.NotFound("there is no such path", reason="UNKNOWN_PATH")
 
 
-def _render(error: errors.TidemillError, request_id: str) -> Response:
+def render(error: errors.TidemillError, request_id: str) -> Response:
+    """The response to a request that ended with `error`, in the words of the protocol."""
     body = json.dumps({"error": error.message}, separators=(",", ":"))
     return Response(body, status_of(error, _STATUSES), headers_of(error), media_type="application/json")

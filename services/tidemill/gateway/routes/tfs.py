@@ -149,7 +149,7 @@ def front(inference: Backend, registry: Backend, bodies: Bodies, metadata: Metad
         *_each("GET", named, "", handlers.status, documents.STATUS),
         Route(verb="GET", path="/v1/models", handler=handlers.models, operation=documents.MODELS),
     ]
-    return Front(owns=_owns, table=Table(routes, ignore_case=True), unknown=_unknown, render=_render)
+    return Front(owns=owns, table=Table(routes, ignore_case=True), unknown=_unknown, render=render)
 
 
 def _each(verb: str, named: str, suffix: str, handler: Handler, document: Mapping[str, Any]) -> list[Route]:
@@ -166,17 +166,19 @@ def _each(verb: str, named: str, suffix: str, handler: Handler, document: Mappin
     ]
 
 
-def _owns(path: str) -> bool:
+def owns(path: str) -> bool:
+    """Whether a path belongs to the protocol."""
     return path.lower().startswith(_PREFIX)
 
 
 def _unknown(verb: str, path: str, _: Collection[str]) -> errors.TidemillError:
-    if _owns(path):
+    if owns(path):
         return errors.Invalid(f"Malformed request: {verb} {path[:256]}", reason="MALFORMED_REQUEST")
     return Refused(404, "there is no such path", reason="UNKNOWN_PATH")
 
 
-def _render(error: errors.TidemillError, request_id: str) -> Response:
+def render(error: errors.TidemillError, request_id: str) -> Response:
+    """The response to a request that ended with `error`, in the words of the protocol."""
     if error.reason == "UNKNOWN_PATH":
         return Response(status_code=404)
     body = json.dumps({"error": error.message}, separators=(",", ":"))
