@@ -85,9 +85,11 @@ class Transfers:
 
         try:
             state: pb.Upload = await self._caller.upload(self._stub.WriteUpload, chunks())
-        except errors.TidemillError as error:
+        except asyncio.CancelledError:
             if failure:  # it cancelled the call
-                raise failure[0] from error
+                raise failure[0] from None
+            raise
+        except errors.TidemillError:
             if await self._advanced(upload):
                 attempts.progress()
             raise
