@@ -119,13 +119,13 @@ def spec(dataset: pb.Dataset, epochs: int) -> dict[str, Any]:
     return {
         "model": {"name": "cnn"},
         "dataset": source,
-        "optimizer": {"name": "adam", "parameters": {"learning_rate": 0.001}},
+        "optimizer": {"name": "adam", "parameters": {"learning_rate": 0.002}},
         "workers": WORKERS,
         "shards": SHARDS,
         "epochs": epochs,
         "batch_size": 64,
         "seed": 7,
-        "early_stopping": {"patience": 5},
+        "early_stopping": {"patience": 6},
         "register_as": f"models/{MODEL}",
     }
 
@@ -255,6 +255,17 @@ async def dataset(stack: Stack, folder: Path | None) -> pb.Dataset:
     return pb.Dataset(artifact=artifact.digest)
 
 
+async def whole_trace(stack: Stack, trace_id: str) -> list[tracetree.Span]:
+    """The spans of a trace, once the last server has written its own: that happens just after it has answered."""
+    deadline = time.monotonic() + 2
+    while True:
+        spans = tracetree.from_files(stack.traces, trace_id)
+        known = {span.span_id for span in spans}
+        if time.monotonic() > deadline or sum(span.parent_id not in known for span in spans) == 1:
+            return spans
+        await asyncio.sleep(0.05)
+
+
 async def show(stack: Stack, telemetry: Telemetry, options: argparse.Namespace) -> None:
     """Everything that happens while the platform runs."""
     tracer = telemetry.tracer
@@ -282,7 +293,7 @@ async def show(stack: Stack, telemetry: Telemetry, options: argparse.Namespace) 
         compare(answers, torch_answer, y)
         show_predictions(x, y, answers["OIP gRPC"])
     say("One trace from the job to the prediction")
-    for line in tracetree.render(tracetree.from_files(stack.traces, trace_id)):
+    for line in tracetree.render(await whole_trace(stack, trace_id)):
         CONSOLE.print(line, soft_wrap=True, markup=False)
 
 
@@ -290,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; 0 when everything came out as promised."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="directory with MNIST's four IDX files, in place of the small digits")
-    parser.add_argument("--epochs", type=int, default=12, help="most epochs (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=25, help="most epochs (%(default)s)")
     options = parser.parse_args(arguments)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tidemill-demo-") as folder:

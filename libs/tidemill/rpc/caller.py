@@ -104,6 +104,8 @@ def call_context(tracer: trace.Tracer | None, method: Any) -> Iterator[Metadata]
         span.set_attribute(attributes.RPC_STATUS, error.code.value)
         span.set_status(trace.StatusCode.ERROR, error.message)
         raise
+    except GeneratorExit:  # the caller has seen enough of a stream: that is no fault
+        raise
     except BaseException as error:
         span.set_status(trace.StatusCode.ERROR, type(error).__name__)
         raise
