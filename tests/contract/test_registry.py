@@ -1,4 +1,4 @@
-"""What a client of the registry can rely on, over every key-value store."""
+"""What a client of the registry can rely on, over both kinds of key-value store."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,6 +11,8 @@ from tidemill.api.registry.v1 import registry_pb2 as pb
 from tidemill.api.tensors.v1 import tensors_pb2
 from tidemill.clients.registry import RegistryClient
 from tidemill.kv.base import Kv
+
+pytestmark = pytest.mark.parametrize("kv", ["sqlite-file", "etcd"], indirect=True)
 
 
 @pytest.fixture

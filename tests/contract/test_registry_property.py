@@ -17,6 +17,7 @@ from tidemill.kv.base import Kv
 MODELS = ["a", "b", "c"]
 ALIASES = ["x", "y"]
 OPERATIONS = 40
+pytestmark = pytest.mark.parametrize("kv", ["sqlite-file", "etcd"], indirect=True)
 EXPECTED = (errors.NotFound, errors.AlreadyExists, errors.FailedPrecondition, errors.Stale)
 
 

@@ -174,7 +174,7 @@ class RegistryClient:
         request = pb.DeleteModelVersionRequest(name=_version(model, version), etag=etag)
         await self._caller.unary(self._registry.DeleteModelVersion, request)
 
-    async def set_alias(self, model: str, alias: str, version: int, *, etag: str = "") -> pb.Alias:
+    async def set_alias(self, model: str, alias: str, version: int, etag: str = "") -> pb.Alias:
         """Point an alias at a version; `etag="*"` only makes a new one. Raises Stale when it has another etag."""
         request = pb.SetAliasRequest(name=_alias(model, alias), version=version, etag=etag)
         moved: pb.Alias = await self._caller.unary(self._registry.SetAlias, request)

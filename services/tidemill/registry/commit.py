@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from tidemill.errors import Unavailable
+from tidemill.errors import TidemillError, Unavailable
 from tidemill.kv.base import Compare, Kv, Operation, Put
 
 LOG = logging.getLogger(__name__)
@@ -22,14 +22,15 @@ async def commit(kv: Kv, guard: Compare, operations: Sequence[Operation], witnes
         witness: one of `operations`, whose value nobody else writes (it holds a nonce).
 
     Raises:
-        Unavailable: reason OUTCOME_UNKNOWN, when it could not be found out; any other reason: nothing was applied.
+        Unavailable: reason OUTCOME_UNKNOWN, when it could not be found out.
+        TidemillError: any other, of the store: nothing was applied.
     """
-    lost: Unavailable | None = None
+    lost: TidemillError | None = None
     for _ in range(ATTEMPTS):
         try:
             result = await kv.txn([guard], operations)
-        except Unavailable as error:
-            if error.reason != UNKNOWN and lost is None:
+        except TidemillError as error:
+            if lost is None and not (isinstance(error, Unavailable) and error.reason == UNKNOWN):
                 raise
             lost = error
             LOG.warning("a write's answer was lost, reading back: %s", error.message)
@@ -45,11 +46,11 @@ async def commit(kv: Kv, guard: Compare, operations: Sequence[Operation], witnes
 async def _written(kv: Kv, witness: Put) -> bool:
     try:
         entry = await kv.get(witness.key)
-    except Unavailable as error:
+    except TidemillError as error:
         raise _unknown(error) from error
     return entry is not None and entry.value == witness.value
 
 
-def _unknown(cause: Unavailable | None) -> Unavailable:
+def _unknown(cause: TidemillError | None) -> Unavailable:
     detail = f": {cause.message}" if cause else ""
     return Unavailable(f"the store did not say whether the change was made{detail}", reason=UNKNOWN)
