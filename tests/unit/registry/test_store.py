@@ -30,6 +30,14 @@ class Opening:
         return self.kv
 
 
+async def reached(store: Store) -> bool:
+    try:
+        await store.check()
+    except Unavailable:
+        return False
+    return True
+
+
 async def test_it_is_opened_as_soon_as_it_can_be() -> None:
     clock, opening = ManualClock(), Opening()
     store = Store(opening, clock)
@@ -42,8 +50,7 @@ async def test_it_is_opened_as_soon_as_it_can_be() -> None:
         assert away.value.retry_after is not None
     opening.possible = True
     await clock.advance(PROBE_INTERVAL)
-    await until(lambda: opening.kv is not None)
-    await store.check()
+    await until(lambda: reached(store))
     await store.put("a", b"1")
     assert await store.get("a") is not None
     running.cancel()
@@ -63,13 +70,14 @@ async def test_an_outage_is_noticed_by_the_first_call_and_its_end_by_probes() ->
     with pytest.raises(Unavailable) as second:
         await store.put("a", b"")
     assert second.value.reason == "STORE_AWAY"
+    await until(lambda: clock.sleeping == 1)
     await clock.advance(PROBE_INTERVAL)
     with pytest.raises(Unavailable):
         await store.check()
     opening.kv.unreadable = False
+    await until(lambda: clock.sleeping == 1)
     await clock.advance(PROBE_INTERVAL)
-    await until(lambda: clock.sleeping == 0)
-    await store.check()
+    await until(lambda: reached(store))
     running.cancel()
 
 
