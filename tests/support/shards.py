@@ -18,6 +18,7 @@ from tests.support.serve import serving
 from tests.support.wait import until
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.api.tensors.v1 import tensors_pb2
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
 from tidemill.parameters.app import build
 from tidemill.parameters.config import Config
@@ -49,6 +50,27 @@ class Shards:
         """A new group of that many elements, or of these tensors."""
         tensors = [("w", (elements,))] if isinstance(elements, int) else elements
         return await self.admin.create_group(name, tensors, optimizer=optimizer, parameters=parameters, workers=workers)
+
+    async def group_of_blocks(
+        self,
+        elements: int,
+        size: int,
+        *,
+        optimizer: str = "sgd",
+        workers: int = 1,
+        parameters: Mapping[str, float | bool] | None = None,
+    ) -> list[pb.Group]:
+        """A new group in blocks of `size` elements, smaller than they are by themselves, dealt out in turn."""
+        count = len(self.addresses)
+        chosen = await self.admin.check_optimizer(optimizer, parameters)
+        calls = []
+        for shard, (caller, stub) in enumerate(zip(self.admin._callers, self.admin._stubs, strict=True)):
+            group = pb.Group(name=GROUP, workers=workers, shard=shard, shards=count, optimizer=chosen)
+            group.tensors.add(name="w", dtype=tensors_pb2.DATA_TYPE_FP32, shape=[elements])
+            for index in range(shard, -(-elements // size), count):
+                group.blocks.add(index=index, offset=index * size, elements=min(size, elements - index * size))
+            calls.append(caller.unary(stub.CreateGroup, pb.CreateGroupRequest(group=group)))
+        return list(await asyncio.gather(*calls))
 
     def client(self, name: str = GROUP, **options: Any) -> ParametersClient:
         """A worker's client of a group."""
