@@ -285,7 +285,7 @@ async def test_announces_itself_until_it_stops(platform: Platform) -> None:
 
 async def test_trace_of_a_version_runs_to_its_first_prediction(platform: Platform) -> None:
     await platform.publish("scale", onnxmodels.scale(1), lineage=pb.Lineage(traceparent=TRACEPARENT))
-    async with platform.inference() as serving:
+    async with platform.inference(trace_sample=1.0) as serving:
         await serving.serves("scale")
         await factor(serving)
         await factor(serving)

@@ -294,6 +294,19 @@ async def test_bytes_that_the_model_cannot_take(serving: Serving) -> None:
         await serving.client.infer_message(request)
 
 
+async def test_client_sends_and_gives_arrays(serving: Serving) -> None:
+    a, b = np.full((2, 4), 7, np.int32), np.full((2, 4), 2, np.int32)
+    result = await serving.client.infer("simple", {"a": a, "b": b}, outputs=["difference"], version="champion", id="q")
+    assert (result.model_name, result.model_version, result.id) == ("simple", "1", "q")
+    assert result.outputs.keys() == {"difference"}
+    assert (result.outputs["difference"] == 5).all()
+    for texts in (np.array([["grün", ""]]), np.array([["grün".encode(), b""]], dtype=object)):
+        answer = await serving.client.infer("same_bytes", {"x": texts})
+        assert answer.outputs["y"].tolist() == [["grün".encode(), b""]]
+    with pytest.raises(errors.Invalid, match="complex128"):
+        await serving.client.infer("simple", {"a": np.zeros((1, 4), complex)})
+
+
 async def test_batch_without_rows(serving: Serving) -> None:
     result = await serving.client.infer("same_fp32", {"x": np.empty((0, 2), np.float32)})
     assert result.outputs["y"].shape == (0, 2)

@@ -5,7 +5,7 @@ import logging
 import os
 import tempfile
 from asyncio import to_thread
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from tidemill import names
@@ -63,8 +63,8 @@ class BlobCache:
             _discard(Path(temporary))
             raise
 
-    def prune(self, keep: Collection[str], limit: int) -> None:
-        """Remove blobs that are not in `keep`, those unused for longest first, until at most `limit` bytes are here."""
+    def prune(self, needed: Callable[[str], bool], limit: int) -> None:
+        """Remove blobs that are not needed, those unused for longest first, until at most `limit` bytes are here."""
         found = []
         for path in self._directory.iterdir():
             try:
@@ -76,7 +76,7 @@ class BlobCache:
         for _, size, path in sorted(found):
             if total <= limit:
                 return
-            if path.name not in keep:
+            if not needed(path.name):
                 path.unlink(missing_ok=True)
                 total -= size
 

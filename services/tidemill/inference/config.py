@@ -33,6 +33,12 @@ class InferenceConfig(ServerConfig):
     max_waiting: int = setting("requests in work and waiting together; more are refused", 1024)
     max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
 
+    trace_sample: float = setting(
+        "part of the requests without a trace that begin one, 0 to 1; recording costs more than a small model",
+        0.01,
+        env="TIDEMILL_TRACE_SAMPLE",
+    )
+
     providers: tuple[str, ...] = setting(
         "execution providers of ONNX Runtime, the preferred first", ("CPUExecutionProvider",)
     )

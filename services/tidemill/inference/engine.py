@@ -3,6 +3,8 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,15 @@ LOG = logging.getLogger(__name__)
 Array = np.ndarray[Any, Any]
 
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The metrics of one version."""
+
+    successes: Counter
+    failures: Counter
+    seconds: Histogram
 
 
 class Engine:
@@ -45,6 +56,7 @@ class Engine:
             registry=registry,
             buckets=_BUCKETS,
         )
+        self._series: dict[Loaded, _Series] = {}
 
     def run(self, loaded: Loaded, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """The named outputs, in this order.
@@ -62,37 +74,54 @@ class Engine:
         left = deadline.remaining()
         if left is not None and left <= 0:
             raise DeadlineExceeded("the request's time was over before the model ran", reason="EXPIRED")
-        version = loaded.version
+        series = self._series.get(loaded) or self._begin_series(loaded)
         started = time.time_ns()
         try:
-            with self._tracer.start_as_current_span(
-                attributes.SPAN_EXECUTE,
-                attributes={attributes.MODEL: version.model, attributes.MODEL_VERSION: loaded.label},
-                record_exception=False,
-            ):
+            with self._span(loaded):
                 found = loaded.runtime.run(inputs, outputs)
         except Internal as error:
-            self._fail(loaded)
+            series.failures.inc()
             raise _explained(error, loaded) from error
         except TidemillError:
-            self._fail(loaded)
+            series.failures.inc()
             raise
         ended = time.time_ns()
         self._check_size(found)
-        self._inferences.labels(version.model, loaded.label, "success").inc()
-        self._seconds.labels(version.model, loaded.label).observe((ended - started) / 1e9)
+        series.successes.inc()
+        series.seconds.observe((ended - started) / 1e9)
         if loaded.first_time():
             self._first_prediction(loaded, started, ended)
         return found
 
-    def forget(self, model: str, version: str) -> None:
+    def forget(self, loaded: Loaded) -> None:
         """Drop the series of a version that is gone."""
+        self._series.pop(loaded, None)
+        model, version = loaded.version.model, loaded.label
+        if any((other.version.model, other.label) == (model, version) for other in list(self._series)):
+            return  # a model made anew under the same name has taken the series over
         for outcome in ("success", "failure"):
             self._inferences.remove(model, version, outcome)
         self._seconds.remove(model, version)
 
-    def _fail(self, loaded: Loaded) -> None:
-        self._inferences.labels(loaded.version.model, loaded.label, "failure").inc()
+    def _begin_series(self, loaded: Loaded) -> _Series:
+        """Looked up once: finding a series by its labels takes as long as a small model."""
+        model, version = loaded.version.model, loaded.label
+        series = self._series[loaded] = _Series(
+            self._inferences.labels(model, version, "success"),
+            self._inferences.labels(model, version, "failure"),
+            self._seconds.labels(model, version),
+        )
+        return series
+
+    def _span(self, loaded: Loaded) -> AbstractContextManager[object]:
+        """The span of the run, in requests that are recorded: in others it would cost time for nothing."""
+        if not trace.get_current_span().is_recording():
+            return nullcontext()
+        return self._tracer.start_as_current_span(
+            attributes.SPAN_EXECUTE,
+            attributes={attributes.MODEL: loaded.version.model, attributes.MODEL_VERSION: loaded.label},
+            record_exception=False,
+        )
 
     def _check_size(self, arrays: Sequence[Array]) -> None:
         size = sum(array.nbytes for array in arrays)

@@ -66,6 +66,7 @@ class Loader:
         self._tracer = telemetry.tracer
         self._largest_model = largest_model
         self._cache_limit = cache_limit
+        self._touched: set[str] = set()
         self._loads = Counter(
             attributes.METRIC_MODEL_LOADS, "Attempts to load a version.", ["outcome"], registry=telemetry.registry
         )
@@ -106,16 +107,20 @@ class Loader:
             attributes={attributes.MODEL: version.model, attributes.MODEL_VERSION: loaded.label},
         ):
             await to_thread(loaded.runtime.close)
-        self._engine.forget(version.model, loaded.label)
+        self._engine.forget(loaded)
 
     async def tidy(self, desired: Desired) -> None:
-        """Remove from the cache what `desired` does not need, if it holds too much."""
-        await to_thread(self._tidy, {version.artifact for version in desired.versions.values()})
+        """Remove from the cache what neither `desired` nor a load that has begun since needs, if it holds too much."""
+        self._touched.clear()
+        try:
+            await to_thread(self._tidy, {version.artifact for version in desired.versions.values()})
+        except OSError as error:
+            LOG.warning("the cache cannot be tidied", extra={"error": str(error)})
 
     def _tidy(self, artifacts: set[str]) -> None:
-        self._manifests.prune(artifacts)
-        needed = {file.sha256 for artifact in artifacts for file in self._manifests.read(artifact) or ()}
-        self._blobs.prune(needed, self._cache_limit)
+        blobs = {file.sha256 for artifact in artifacts for file in self._manifests.read(artifact) or ()}
+        self._manifests.prune(lambda name: name in artifacts or name in self._touched)
+        self._blobs.prune(lambda name: name in blobs or name in self._touched, self._cache_limit)
 
     async def _load(self, version: Version, span: trace.Span) -> Runtime:
         kind = await to_thread(plugins.load, runtimes, version.format, Runtime)
@@ -139,6 +144,7 @@ class Loader:
         return runtime
 
     async def _files(self, artifact: str) -> tuple[File, ...]:
+        self._touched.add(artifact)
         files = await to_thread(self._manifests.read, artifact)
         if files is None:
             files = await self._artifacts.files(artifact)
@@ -147,6 +153,7 @@ class Loader:
 
     async def _bytes(self, file: File) -> bytes:
         """The bytes of a file, verified: those in the cache, or else those that are fetched into it."""
+        self._touched.add(file.sha256)
         data = await to_thread(self._blobs.read, file.sha256)
         if data is None:
             async with aclosing(self._artifacts.read(file.sha256)) as chunks:

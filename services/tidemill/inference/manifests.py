@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,10 @@ class ManifestCache:
         body = json.dumps([[file.path, file.sha256, file.size] for file in files]).encode()
         write_atomically(self._path(artifact), hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
 
-    def prune(self, keep: set[str]) -> None:
-        """Forget the artifacts that are not in `keep`."""
+    def prune(self, needed: Callable[[str], bool]) -> None:
+        """Forget the artifacts that are not needed."""
         for path in self._directory.iterdir():
-            if path.name not in keep:
+            if not needed(path.name):
                 path.unlink(missing_ok=True)
 
     def _path(self, artifact: str) -> Path:

@@ -81,7 +81,17 @@ def test_answers_are_bounded(engine: Engine) -> None:
 
 
 def test_forgets_versions_that_are_gone(engine: Engine, telemetry: Telemetry) -> None:
-    engine.forget("m", "1")
-    engine.run(Loaded(version(1), EchoRuntime(), Context()), X, ["y"])
-    engine.forget("m", "1")
+    loaded = Loaded(version(1), EchoRuntime(), Context())
+    engine.forget(loaded)
+    engine.run(loaded, X, ["y"])
+    engine.forget(loaded)
     assert count(telemetry, "success") is None
+
+
+def test_version_made_anew_keeps_its_numbers_when_the_old_one_goes(engine: Engine, telemetry: Telemetry) -> None:
+    old, new = (Loaded(version(1, artifact=letter), EchoRuntime(), Context()) for letter in "ab")
+    engine.run(old, X, ["y"])
+    engine.run(new, X, ["y"])
+    engine.forget(old)
+    engine.run(new, X, ["y"])
+    assert count(telemetry, "success") == 3
