@@ -159,7 +159,7 @@ async def test_memory_does_not_grow_with_what_passes_through(
             "TIDEMILL_ARTIFACTS_S3_ACCESS_KEY": server.access_key,
             "TIDEMILL_ARTIFACTS_S3_SECRET_KEY": server.secret_key,
         }
-    small, large = 24 * MIB, 120 * MIB
+    small, large = 20 * MIB, 100 * MIB
     for name, size in (("small", small), ("large", large)):
         await asyncio.to_thread((tmp_path / name).write_bytes, content(size))
     with service_process(tmp_path / "data", tmp_path, variables) as service:

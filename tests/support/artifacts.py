@@ -50,7 +50,7 @@ def s3_settings(server: S3Server, bucket: str) -> dict[str, Any]:
         "s3_secure": False,
         "s3_access_key": server.access_key,
         "s3_secret_key": server.secret_key,
-        "s3_timeout": 3.0,
+        "s3_timeout": 10.0,
     }
 
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from tidemill import errors
-from tidemill.rpc import deadline
+from tidemill.artifacts import timing
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Sections:
             Unavailable: with reason BUSY, when the caller's deadline comes first; `work` goes on if it had begun.
         """
         try:
-            async with asyncio.timeout(deadline.timeout(None)):
+            async with asyncio.timeout(timing.limit()):
                 async with AsyncExitStack() as stack:
                     for name in sorted(set(names)):  # all in one order: no two wait for each other
                         await stack.enter_async_context(self._held(name))

@@ -25,9 +25,9 @@ from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 
 from tidemill import errors
+from tidemill.artifacts import timing
 from tidemill.artifacts.config import Config
 from tidemill.artifacts.stores.base import CHUNK, SMALL, Entry, Store, check_key, check_prefix, check_small
-from tidemill.rpc import deadline
 
 T = TypeVar("T")
 THREADS = 16
@@ -273,7 +273,7 @@ async def _retried(work: Callable[[], Awaitable[T]]) -> T:
             return await work()
         except errors.Unavailable as error:
             pause = BACKOFF * 2**attempt * random.uniform(0.5, 1)
-            left = deadline.remaining()
+            left = timing.limit()
             hopeless = error.reason in ("BUCKET_MISSING", "STORE_DENIED") or (left is not None and left < 2 * pause)
             if hopeless or attempt == ATTEMPTS - 1:
                 raise
@@ -283,7 +283,7 @@ async def _retried(work: Callable[[], Awaitable[T]]) -> T:
 
 async def _timed(what: str, work: Awaitable[T]) -> T:
     try:
-        async with asyncio.timeout(deadline.timeout(None)):
+        async with asyncio.timeout(timing.limit()):
             return await work
     except TimeoutError as error:
         raise errors.Unavailable(
@@ -299,7 +299,7 @@ def _translated(what: str) -> Iterator[None]:
         raise _mapped(what, error.code or "", error.response.status) from error
     except ServerError as error:
         raise _mapped(what, "", error.status_code) from error
-    except InvalidResponseError as error:  # a proxy's page, mostly
+    except (InvalidResponseError, ElementTree.ParseError, ValueError) as error:  # a proxy's page, mostly
         raise errors.Unavailable(
             "what answers at the endpoint does not speak S3", reason="STORE_UNREACHABLE"
         ) from error
