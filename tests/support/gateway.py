@@ -90,6 +90,10 @@ class ScriptedTraining(pg.TrainingServiceServicer):
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
         self.error: Exception | None = None
         self.requests: list[Any] = []
         self.metadata: dict[str, str] = {}

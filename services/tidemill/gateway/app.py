@@ -102,7 +102,7 @@ def _server(config: GatewayConfig, fronts: dict[str, Front], observer: HttpObser
     return HttpServer(
         site("management", "oip", "tfs"),
         {"oip": (config.oip_port, site("oip")), "tfs": (config.tfs_port, site("tfs"))},
-        connections=config.max_requests,
+        connections=config.max_connections,
         stopping=streams.stop,
     )
 

@@ -31,7 +31,8 @@ class GatewayConfig(ServerConfig):
     timeout_seconds: float = setting("longest time of a request that does not stream, unless it asks for less", 30.0)
     max_body_mib: int = setting("largest body of an inference request, in MiB; uploads have no limit here", 64)
     max_buffered_mib: int = setting("largest sum of the bodies held in memory at a time, in MiB", 512)
-    max_requests: int = setting("most requests in work at a time, streams included", 1024)
+    max_requests: int = setting("most requests in work at a time, streams included", 512)
+    max_connections: int = setting("most connections of each port at a time", 1024)
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)
@@ -44,5 +45,6 @@ class GatewayConfig(ServerConfig):
             raise invalid("max_body_mib", "must be in [1, 1024]")
         if self.max_buffered_mib < self.max_body_mib:
             raise invalid("max_buffered_mib", "must not be less than max_body_mib")
-        if self.max_requests < 1:
-            raise invalid("max_requests", "must be positive")
+        for field in ("max_requests", "max_connections"):
+            if getattr(self, field) < 1:
+                raise invalid(field, "must be positive")

@@ -21,8 +21,8 @@ STALL_SECONDS = 60.0
 """How long a client may take nothing of an answer."""
 KEEP_ALIVE_SECONDS = 45
 MAX_HEAD = 32 << 10
-"""Largest request line and headers together, in bytes."""
-MAX_CHUNKS = 1 << 16
+"""Bytes of an unfinished request line and headers that are waited on."""
+MAX_CHUNKS = 1 << 14
 """Most chunks of one chunked body: each costs time however small it is."""
 BACKLOG = 512
 
@@ -185,6 +185,10 @@ class HttpServer:
             server.config.timeout_graceful_shutdown = math.ceil(grace)
             server.should_exit = True
         await asyncio.gather(*(task for _, task in self._running))
+        # uvicorn cancels what is late, but does not wait for it.
+        late = {task for server, _ in self._running for task in server.server_state.tasks}
+        if late:
+            await asyncio.wait(late, timeout=1.0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

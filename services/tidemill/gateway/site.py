@@ -21,6 +21,8 @@ TIMEOUT = "x-request-timeout"
 """Request header: seconds that the request may take."""
 MAX_TIMEOUT = 3600.0
 MAX_HEADERS = 100
+MAX_HEAD = 32 << 10
+"""Largest path, query and headers together, in bytes."""
 _ESCAPED = (b"%2f", b"%5c", b"%00")
 
 
@@ -83,7 +85,7 @@ class Site:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. One that fails after its first byte is broken off."""
-        body = _Body(receive)
+        body = _Body(scope, receive)
         request = Request(scope, body)
         front = next((front for front in self.fronts if front.owns(scope["path"])), self.fronts[0])
         exchange = scope["exchange"] = self._observer.begin(request)
@@ -130,13 +132,19 @@ class Site:
 
 
 class _Body:
-    """The receiving end of a request, which knows when the body has been read."""
+    """The receiving end of a request, which knows when the body has been read: at once, where there is none."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, scope: Scope, receive: Receive) -> None:
         self._receive = receive
+        headers = dict(scope["headers"])
+        self._empty = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         self._read = asyncio.Event()
+        if self._empty:
+            self._read.set()
 
     async def __call__(self) -> Message:
+        if self._empty:
+            return {"type": "http.request", "body": b"", "more_body": False}
         message = await self._receive()
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._read.set()
@@ -170,8 +178,10 @@ async def _while_wanted(route: Route, request: Request, body: _Body, seconds: fl
 def _check(request: Request) -> None:
     """Refuse what no route would take, before anything of it is used."""
     headers, path = request.headers, request.scope["path"]
-    if len(headers) > MAX_HEADERS:
-        raise Refused(431, f"a request may have at most {MAX_HEADERS} headers", reason="TOO_MANY_HEADERS")
+    size = len(request.scope["raw_path"]) + len(request.scope["query_string"])
+    if len(headers) > MAX_HEADERS or size + sum(len(key) + len(value) for key, value in headers.raw) > MAX_HEAD:
+        text = f"a request may have at most {MAX_HEADERS} headers, and {MAX_HEAD} bytes before its body"
+        raise Refused(431, text, reason="HEAD_TOO_LARGE")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise Refused(400, "Content-Length and Transfer-Encoding exclude each other", reason="AMBIGUOUS_LENGTH")
     if headers.get("content-encoding", "identity").lower() not in ("", "identity"):

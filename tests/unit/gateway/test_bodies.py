@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
 
@@ -43,6 +43,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(value=values, extra=st.integers(0, 40), wide=st.booleans())
 def test_exactly_what_is_nested_too_deep_is_refused(value: Any, extra: int, wide: bool) -> None:
     for _ in range(extra):

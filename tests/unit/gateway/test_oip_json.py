@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import errors
@@ -146,6 +146,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(document=st.dictionaries(st.sampled_from(["id", "inputs", "outputs", "parameters"]), json_values))
 def test_any_document_is_understood_or_invalid(document: Any) -> None:
     with contextlib.suppress(errors.Invalid):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill import errors
@@ -203,6 +203,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     key=st.sampled_from(["instances", "inputs"]),
     value=json_values,
@@ -238,6 +239,7 @@ def test_floats_have_few_digits_and_always_a_point_or_an_exponent() -> None:
     assert render(False, y=("FP32", [np.nan, np.inf, -np.inf])) == '{"outputs":[NaN,Infinity,-Infinity]}'
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20))
 def test_floats_come_back_exactly(values: list[float]) -> None:
     found = json.loads(render(False, y=("FP32", values)))["outputs"]
