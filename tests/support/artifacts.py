@@ -18,7 +18,7 @@ from tests.support.serve import serving
 from tidemill.api.artifacts.v1 import artifacts_pb2 as pb
 from tidemill.api.artifacts.v1 import artifacts_pb2_grpc as pg
 from tidemill.artifacts.app import build
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.artifacts.stores.base import Store
 from tidemill.clock import Clock
 from tidemill.rpc.caller import Caller
@@ -36,9 +36,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def config(data: Path, **settings: Any) -> Config:
+def config(data: Path, **settings: Any) -> ArtifactsConfig:
     """Settings of a service on free ports that announces itself nowhere."""
-    return Config(**{"data": str(data), "port": 0, "ops_port": 0, "registry_address": "", **settings})
+    return ArtifactsConfig(**{"data": str(data), "port": 0, "ops_port": 0, "registry_address": "", **settings})
 
 
 def s3_settings(server: S3Server, bucket: str) -> dict[str, Any]:
@@ -110,7 +110,9 @@ async def raw_calls(address: str) -> AsyncIterator[Raw]:
 
 
 @asynccontextmanager
-async def served(settings: Config, *, store: Store | None = None, clock: Clock | None = None) -> AsyncIterator[Raw]:
+async def served(
+    settings: ArtifactsConfig, *, store: Store | None = None, clock: Clock | None = None
+) -> AsyncIterator[Raw]:
     """A service in this process, and calls to it."""
     async with serving(build(settings, store=store, clock=clock)) as address, raw_calls(address) as raw:
         yield raw

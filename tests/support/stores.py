@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from tidemill import errors
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.artifacts.stores.base import Entry, Store
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class FailingStore(Store):
         self._gates: dict[tuple[str, str], Gate] = {}
 
     @classmethod
-    def open(cls, config: Config) -> Self:
+    def open(cls, config: ArtifactsConfig) -> Self:
         """Not chosen by settings."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ from tidemill.api.artifacts.v1 import artifacts_pb2_grpc as pg
 from tidemill.artifacts import stores
 from tidemill.artifacts.blobs import Blobs
 from tidemill.artifacts.catalog import Catalog
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.artifacts.datadir import DataDirectory
 from tidemill.artifacts.metrics import Metrics
 from tidemill.artifacts.sections import Sections
@@ -48,7 +48,7 @@ class Maintenance:
             await self._clock.sleep(MAINTENANCE)
 
 
-def build(config: Config, *, store: Store | None = None, clock: Clock | None = None) -> App:
+def build(config: ArtifactsConfig, *, store: Store | None = None, clock: Clock | None = None) -> App:
     """The service with these settings.
 
     Args:
@@ -108,13 +108,13 @@ def build(config: Config, *, store: Store | None = None, clock: Clock | None = N
     return app
 
 
-def _instance_id(config: Config) -> str:
+def _instance_id(config: ArtifactsConfig) -> str:
     """The same for a process that starts again: made of where it is reached."""
     place = config.advertise or f"{config.host}:{config.port}"
     return re.sub("[^A-Za-z0-9]+", "-", place).strip("-")
 
 
-def _limits(config: Config) -> Limits:
+def _limits(config: ArtifactsConfig) -> Limits:
     return Limits(
         blob_bytes=config.max_blob_bytes,
         uploads=config.max_uploads,

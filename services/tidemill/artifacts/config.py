@@ -8,7 +8,7 @@ from tidemill.rpc.config import ServerConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(ServerConfig):
+class ArtifactsConfig(ServerConfig):
     """Settings of the artifact service."""
 
     port: int = setting("gRPC port; 0 = a free one", 7102)
@@ -18,7 +18,9 @@ class Config(ServerConfig):
         "127.0.0.1:7101",
         env="TIDEMILL_REGISTRY_ADDRESS",
     )
-    data: str = setting("directory of uploads in work, and of everything with the store `directory`")
+    data: str = setting(
+        "directory of uploads in work, and of everything with the store `directory`", "tidemill-data/artifacts"
+    )
     store: str = setting("what keeps the objects: directory or s3", "directory")
 
     max_blob_bytes: int = setting("largest blob", 64 << 30)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.errors import DataLoss, Invalid
 
 CHUNK = 1 << 20
@@ -42,7 +42,7 @@ class Store(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, config: Config) -> Self:
+    def open(cls, config: ArtifactsConfig) -> Self:
         """The store that the settings describe; nothing is touched yet.
 
         Raises:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, TypeVar
 
 from tidemill import errors
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.artifacts.stores.base import CHUNK, Entry, Store, check_key, check_prefix, check_small
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class DirectoryStore(Store):
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="directory")
 
     @classmethod
-    def open(cls, config: Config) -> Self:
+    def open(cls, config: ArtifactsConfig) -> Self:
         """The store in the folder `objects` of the data directory."""
         return cls(Path(config.data) / "objects")
 

@@ -26,7 +26,7 @@ from minio.error import InvalidResponseError, MinioException, S3Error, ServerErr
 
 from tidemill import errors
 from tidemill.artifacts import timing
-from tidemill.artifacts.config import Config
+from tidemill.artifacts.config import ArtifactsConfig
 from tidemill.artifacts.stores.base import CHUNK, SMALL, Entry, Store, check_key, check_prefix, check_small
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class S3Store(Store):
         self._checking: asyncio.Future[None] | None = None
 
     @classmethod
-    def open(cls, config: Config) -> Self:
+    def open(cls, config: ArtifactsConfig) -> Self:
         """The store at the endpoint of the settings."""
         for field in ("s3_endpoint", "s3_bucket", "s3_access_key", "s3_secret_key"):
             if not getattr(config, field):
