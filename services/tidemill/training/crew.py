@@ -182,7 +182,8 @@ class Crew:
         ended = asyncio.ensure_future(process.wait())
         try:
             while (left := member.deadline - self._clock.monotonic()) > 0:
-                timer = asyncio.ensure_future(self._clock.sleep(left))
+                # The deadline may come closer: from the first sign of life on, less silence is allowed.
+                timer = asyncio.ensure_future(self._clock.sleep(min(left, self._patience.heartbeat)))
                 try:
                     await asyncio.wait({ended, timer}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
