@@ -128,6 +128,10 @@ class ShardProcess:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()
+
     def end(self) -> int:
         """Stop it; its exit status."""
         self._process.terminate()

@@ -19,4 +19,4 @@ def keep_chunks() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 4 * CHUNK)) and bool(mallopt(_M_TRIM_THRESHOLD, 64 * CHUNK))
+    return bool(mallopt(_M_MMAP_THRESHOLD, 4 * CHUNK)) and bool(mallopt(_M_TRIM_THRESHOLD, 32 * CHUNK))
