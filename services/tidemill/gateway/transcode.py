@@ -80,8 +80,7 @@ class Transcoder:
 
     async def _message(self, rpc: Rpc, method: Method, request: Request) -> Message:
         message = method.request()
-        if rpc.body:
-            await self._take_body(rpc, message, request)
+        given = await self._take_body(rpc, message, request) if rpc.body else []
         for path, template in rpc.bind.items():
             _bind(message, path, _name(template, request.path_params))
         if rpc.etag:
@@ -89,9 +88,12 @@ class Transcoder:
             if tag:
                 _assign(message, rpc.etag, tag)
         fill(message, request.query_params.multi_items(), rpc.given)
+        if rpc.mask and not getattr(message, rpc.mask).paths:
+            getattr(message, rpc.mask).paths.extend(given)
         return message
 
-    async def _take_body(self, rpc: Rpc, message: Message, request: Request) -> None:
+    async def _take_body(self, rpc: Rpc, message: Message, request: Request) -> list[str]:
+        """Fill `message` from the body; the names of the fields that can be changed among those it gave."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
             raise Refused(
@@ -107,10 +109,8 @@ class Transcoder:
         target = message if rpc.body == "*" else getattr(message, rpc.body)
         target.SetInParent()
         merge(value, target)
-        if rpc.mask:
-            known = {spelling: f.name for f in target.DESCRIPTOR.fields for spelling in (f.name, f.json_name)}
-            masked = [known[key] for key in value if known[key] not in ("name", "etag")]
-            getattr(message, rpc.mask).paths.extend(masked)
+        known = {spelling: f.name for f in target.DESCRIPTOR.fields for spelling in (f.name, f.json_name)}
+        return [known[key] for key in value if known[key] not in ("name", "etag")]
 
 
 def merge(value: Mapping[str, Any], message: Message) -> None:
@@ -130,15 +130,10 @@ def merge(value: Mapping[str, Any], message: Message) -> None:
 
 def line(message: Message) -> str:
     """`message` as one line of protobuf JSON with the field names of its proto, empty fields included."""
-    return json.dumps(as_json(message), separators=(",", ":"))
-
-
-def as_json(message: Message) -> dict[str, Any]:
-    """`message` as protobuf JSON with the field names of its proto, empty fields included."""
-    found: dict[str, Any] = json_format.MessageToDict(
+    found = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return found
+    return json.dumps(found, separators=(",", ":"))
 
 
 def _response(rpc: Rpc, request: Request, message: Message, answer: Any) -> Response:
