@@ -62,7 +62,7 @@ def free_offset() -> int:
     for offset in range(20000, 50000, 131):
         with contextlib.ExitStack() as held:
             try:
-                for port in ports:
+                for port in set(ports):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
             except OSError:
                 continue

@@ -41,6 +41,11 @@ def environ() -> dict[str, str]:
     return dict(os.environ)
 
 
+def set_default(name: str, value: str) -> None:
+    """Give a library that reads the environment a setting, unless the operator has given it one."""
+    os.environ.setdefault(name, value)
+
+
 def load(
     cls: type[T],
     prefix: str,

@@ -110,6 +110,7 @@ def test_predict_command(trained: Any, up: Up, tidemill: Tidemill, tmp_path: Pat
     shown = up.cli("predict", "digits", str(tmp_path / "x.npy"), "--version", "champion")
     assert shown.returncode == 0
     assert "version 1" in shown.stdout
+    assert "'nope' is not found" in up.cli("predict", "nope", str(tmp_path / "x.npy")).stderr
 
 
 def test_one_trace_from_the_job_to_the_first_prediction(up: Up, tidemill: Tidemill) -> None:
@@ -178,7 +179,7 @@ def test_files_go_in_and_come_out_equal(up: Up, tmp_path: Path) -> None:
         (["train", "mlp", "digits", "--register", "../etc"], "register_as"),
         (["jobs", "show", "nope"], "nope"),
         (["models", "show", "nope"], "nope"),
-        (["predict", "nope", "-"], "nope"),
+        (["predict", "digits", "-"], "Expecting value"),
         (["artifacts", "show", "0" * 64], "0000"),
         (["trace", "0" * 32], "no span"),
     ],

@@ -3,12 +3,11 @@
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def free_offset(shards: int = 2) -> int:
     for offset in range(start, start + 20000, 257):
         with contextlib.ExitStack() as held:
             try:
-                for port in ports:
+                for port in set(ports):
                     held.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
             except OSError:
                 continue
@@ -68,14 +67,14 @@ class Up:
                 command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True, start_new_session=True
             )
         assert self.process.stdout is not None
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if select.select([self.process.stdout], [], [], 0.2)[0]:
-                line = self.process.stdout.readline()
+        watchdog = threading.Timer(START_SECONDS, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
                 if "is ready" in line:
                     return
-                if not line:
-                    break
+        finally:
+            watchdog.cancel()
         self.stop()
         raise AssertionError(f"tidemill up did not become ready:\n{self.log.read_text()[-4000:]}")
 

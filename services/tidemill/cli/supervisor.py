@@ -89,6 +89,7 @@ class Supervisor:
                 raise Unavailable(f"the services were not ready within {timeout:.0f} s", reason="START_FAILED")
         finally:
             waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
 
     async def run(self) -> None:
         """Return never, but by being cancelled, or when a program cannot be started any more.

@@ -15,6 +15,7 @@ from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.instances import Registration
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
+from tidemill.config import set_default
 from tidemill.errors import DataLoss, TidemillError
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.desired import Desired, SavedDesired
@@ -52,6 +53,8 @@ def build(
         artifacts: the same for the artifact service.
         clock: times pauses and renewals.
     """
+    # Read when ONNX Runtime is imported: a self-hosted platform reports to nobody.
+    set_default("ORT_DISABLE_TELEMETRY", "1")
     clock = clock or SystemClock()
     signals = telemetry("inference", config)
     followed = registry or RegistryClient(config.registry_address, tracer=signals.tracer)
