@@ -9,13 +9,14 @@ from tidemill import errors
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
 from tidemill.clients.workers import WorkerClient
+from tidemill.config import set_default
 from tidemill.rpc.loop import LoopThread
 from tidemill.telemetry.setup import setup
+from tidemill.training.samples import Array
 from tidemill.training.worker.config import WorkerConfig
 from tidemill.training.worker.convert import to_signature
-from tidemill.training.worker.export import export
 from tidemill.training.worker.heartbeat import Heart, Progress
-from tidemill.training.worker.network import compute_threads
+from tidemill.training.worker.network import Network, compute_threads
 from tidemill.training.worker.remote import RemoteArtifacts, RemoteCoordinator, RemoteGroup
 from tidemill.training.worker.stop import Stop
 from tidemill.training.worker.task import Task
@@ -84,7 +85,7 @@ class WorkerApp:
             artifacts=self._artifacts,
             server=self._group,
             signature=to_signature,
-            export=export,
+            export=_export,
             tracer=self._telemetry.tracer,
             folder=folder,
             threads=self._config.threads,
@@ -111,6 +112,13 @@ class WorkerApp:
         client = self._loop.run(make())
         self._asynchronous.append(client)
         return client
+
+
+def _export(network: Network, samples: Array, path: Path, threads: int) -> float:
+    set_default("ORT_DISABLE_TELEMETRY", "1")  # read when ONNX Runtime is imported: it is to report to nobody
+    from tidemill.training.worker.export import export  # heavy, and only rank 0 needs it, at the end
+
+    return export(network, samples, path, threads)
 
 
 def build(config: WorkerConfig, stop: Stop) -> WorkerApp:

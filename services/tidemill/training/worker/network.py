@@ -160,7 +160,7 @@ class Network:
 def compute_threads(threads: int) -> None:
     """Set how many threads this process computes with, and that it gives the same results every time."""
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would import a compiler for a second
 
 
 def shapes(tensors: Sequence[tuple[str, tuple[int, ...]]]) -> list[tuple[int, ...]]:

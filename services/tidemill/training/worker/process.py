@@ -95,10 +95,11 @@ def _watch_input(stop: Stop, status: list[int]) -> None:
 
 
 def _log_to_stdout(level: str) -> None:
-    """Plain lines: the launcher adds time and rank."""
+    """Plain lines, of our own code alone unless others warn: the launcher adds time and rank."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    logging.getLogger("torch").setLevel(logging.ERROR)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("tidemill").setLevel(level)
+    logging.getLogger("torch").setLevel(logging.ERROR)  # it warns of packages that are not installed
