@@ -347,6 +347,13 @@ async def test_traces_and_request_ids_go_through(world: World) -> None:
     }
 
 
+async def test_probes_leave_no_spans(world: World) -> None:
+    assert (await world.http.get("/v2/health/live")).status_code == 503
+    await world.http.get("/api/v1/jobs/a")
+    await until(world.gateway.spans.get_finished_spans)
+    assert not [span.name for span in world.gateway.spans.get_finished_spans() if "health" in span.name]
+
+
 @pytest.mark.parametrize("given", ["", "x" * 65, "é", "a\tb"])
 async def test_request_ids_unfit_for_a_log_are_replaced(world: World, given: str) -> None:
     answer = await world.http.get("/api/v1/jobs/a", headers={b"X-Request-ID": given.encode()})

@@ -49,20 +49,25 @@ class Exchange:
         self.verb = request.method if request.method in _VERBS else "OTHER"
         self.route = ""
         self.request_id = begin_request(self._headers.get(REQUEST_ID, ""))
-        self.span = observer.telemetry.tracer.start_span(
-            self.verb,
+        self.span: trace.Span = trace.INVALID_SPAN
+
+    def routed(self, route: str, *, traced: bool) -> None:
+        """The request's route is known: the template of its path, "" for none. A traced one has a span from here on."""
+        self.route = route
+        if not traced:
+            return
+        self.span = self._observer.telemetry.tracer.start_span(
+            f"{self.verb} {route}".rstrip(),
             context=extract(self._headers),
             kind=trace.SpanKind.SERVER,
-            attributes={attributes.HTTP_METHOD: self.verb, attributes.REQUEST_ID: self.request_id},
+            attributes={
+                attributes.HTTP_METHOD: self.verb,
+                attributes.HTTP_ROUTE: route,
+                attributes.REQUEST_ID: self.request_id,
+            },
             record_exception=False,
         )
         otel.attach(trace.set_span_in_context(self.span))
-
-    def routed(self, route: str) -> None:
-        """The request's route is known: the template of its path, "" for none."""
-        self.route = route
-        self.span.update_name(f"{self.verb} {route}".rstrip())
-        self.span.set_attribute(attributes.HTTP_ROUTE, route)
 
     def authorize(self) -> None:
         """Ask the authorizer, which knows a request as `HTTP <verb> <route>`.

@@ -23,6 +23,7 @@ class Route:
         handler: makes the response.
         operation: the OpenAPI operation, without the path parameters, which come from the template.
         timed: whether the time of a request is limited; not so for streams and transfers.
+        traced: whether requests have spans; not so for probes, which would only make noise.
     """
 
     verb: str
@@ -30,6 +31,7 @@ class Route:
     handler: Handler
     operation: Mapping[str, Any] = field(repr=False)
     timed: bool = True
+    traced: bool = True
 
     @property
     def template(self) -> str:

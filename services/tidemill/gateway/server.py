@@ -136,7 +136,6 @@ class HttpServer:
         self._stopping = stopping
         self._running: list[tuple[_Uvicorn, asyncio.Task[None]]] = []
         self.ports: dict[str, int] = {}
-        self.serving = False
 
     async def start(self, host: str, port: int) -> int:
         """Listen on every port, and return the first.
@@ -164,6 +163,7 @@ class HttpServer:
             lifespan="off",
             interface="asgi3",
             log_config=None,
+            log_level="warning",
             access_log=False,
             # The peer is who connects, whatever its headers claim.
             proxy_headers=False,
@@ -174,12 +174,10 @@ class HttpServer:
         )
 
     async def set_serving(self, serving: bool) -> None:
-        """Remember whether every service behind can serve: the status route says so."""
-        self.serving = serving
+        """Nothing: what can be answered is, whichever service is away; `/readyz` and the status route tell of all."""
 
     async def stop(self, grace: float) -> None:
         """Take no new connections, and end requests in work after `grace` seconds at most."""
-        self.serving = False
         self._stopping()
         for server, _ in self._running:
             server.config.timeout_graceful_shutdown = math.ceil(grace)

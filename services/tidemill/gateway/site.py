@@ -121,7 +121,7 @@ class Site:
         path = request.scope["path"]
         found = front.table.find(request.method, path)
         route = found[0] if isinstance(found, tuple) else None
-        exchange.routed(route.template if route else "")
+        exchange.routed(route.template if route else "", traced=route is None or route.traced)
         exchange.authorize()
         if not isinstance(found, tuple):
             raise front.unknown(request.method, path, found)

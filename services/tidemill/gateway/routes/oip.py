@@ -149,8 +149,8 @@ def front(inference: Backend, bodies: Bodies) -> Front:
     handlers = Oip(inference, bodies)
     routes = [
         Route(verb="GET", path="/v2", handler=handlers.server, operation=documents.SERVER),
-        Route(verb="GET", path="/v2/health/live", handler=handlers.live, operation=documents.LIVE),
-        Route(verb="GET", path="/v2/health/ready", handler=handlers.ready, operation=documents.READY),
+        Route(verb="GET", path="/v2/health/live", handler=handlers.live, operation=documents.LIVE, traced=False),
+        Route(verb="GET", path="/v2/health/ready", handler=handlers.ready, operation=documents.READY, traced=False),
         *_both("GET", "/v2", "", handlers.model, documents.MODEL),
         *_both("GET", "/v2", "/ready", handlers.model_ready, documents.MODEL_READY),
         *_both("POST", "/v2", "/infer", handlers.infer, documents.INFER),
