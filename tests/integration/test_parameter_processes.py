@@ -145,7 +145,7 @@ async def test_memory_is_bounded_whatever_workers_do(tmp_path: Path) -> None:
             over.set()
             held = process.memory()
         await cluster.admin.delete_group(GROUP)
-        await until(lambda: process.memory() < held - 3 * size, what="the group's memory is given back")
+        await until(lambda: process.memory() < held - 2 * size, what="the group's memory is given back")
 
 
 async def test_a_killed_shard_is_reported(tmp_path: Path) -> None:

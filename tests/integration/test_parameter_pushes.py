@@ -361,43 +361,25 @@ async def test_first_values_are_taken_whole_and_once() -> None:
             assert client.versions() == [1, 1]
 
 
-BAD_GROUPS: dict[str, Callable[[pb.Group], Any]] = {
-    "name": lambda g: setattr(g, "name", "groups/.."),
-    "no collection": lambda g: setattr(g, "name", "g"),
-    "no workers": lambda g: setattr(g, "workers", 0),
-    "many workers": lambda g: setattr(g, "workers", 65),
-    "no shards": lambda g: setattr(g, "shards", 0),
-    "shard too high": lambda g: setattr(g, "shard", 1),
-    "no tensors": lambda g: g.ClearField("tensors"),
-    "same name": lambda g: g.tensors.append(g.tensors[0]),
-    "empty name": lambda g: setattr(g.tensors[0], "name", ""),
-    "other type": lambda g: setattr(g.tensors[0], "dtype", 13),
-    "negative shape": lambda g: g.tensors[0].shape.append(-1),
-    "huge shape": lambda g: g.tensors[0].shape.extend([2**31, 2**31, 2**31]),
-    "zero elements": lambda g: g.tensors[0].shape.append(0),
-    "block too large": lambda g: setattr(g.blocks[0], "elements", 2**18 + 1),
-    "block of nothing": lambda g: setattr(g.blocks[0], "elements", 0),
-    "block behind the end": lambda g: setattr(g.blocks[-1], "offset", ELEMENTS),
-    "blocks that overlap": lambda g: setattr(g.blocks[1], "offset", 1),
-    "blocks out of order": lambda g: setattr(g.blocks[1], "index", 0),
-    "negative block": lambda g: setattr(g.blocks[0], "index", -1),
-    "negative offset": lambda g: setattr(g.blocks[0], "offset", -1),
-    "no optimizer": lambda g: g.ClearField("optimizer"),
-    "unknown optimizer": lambda g: setattr(g.optimizer, "name", "../sgd"),
-    "hyperparameter of a wrong type": lambda g: g.optimizer.parameters.update({"learning_rate": [1.0]}),
-    "hyperparameter that is no number": lambda g: g.optimizer.parameters.update({"learning_rate": float("nan")}),
-}
-
-
-@pytest.mark.parametrize("case", list(BAD_GROUPS))
-async def test_bad_groups_are_not_created(case: str) -> None:
+async def test_deleting_a_group_ends_the_pushes_on_their_way() -> None:
     async with shards() as cluster:
-        group = pb.Group(name=GROUP, workers=1, shards=1, optimizer=pb.Optimizer(name="sgd"))
-        group.tensors.add(name="w", dtype=11, shape=[ELEMENTS])
-        group.blocks.add(index=0, offset=0, elements=2048)
-        group.blocks.add(index=1, offset=2048, elements=ELEMENTS - 2048)
-        BAD_GROUPS[case](group)
-        caller, stub = cluster.admin._callers[0], cluster.admin._stubs[0]
-        with pytest.raises(errors.Invalid):
-            await caller.unary(stub.CreateGroup, pb.CreateGroupRequest(group=group))
-        assert [g async for g in cluster.admin.list_groups()] == []
+        groups = await prepared(cluster, workers=1)
+        with wire(cluster.addresses[0]) as raw:
+            begun, finish = threading.Event(), threading.Event()
+
+            def slow() -> Iterator[pb.PushRequest]:
+                messages = whole(gradient(ELEMENTS, 0, 0), groups[0])
+                yield header()
+                yield messages[0]
+                begun.set()
+                finish.wait(30)
+                yield from messages[1:]
+
+            call = raw.stub.Push.future(slow())
+            await asyncio.to_thread(begun.wait, 30)
+            await until(lambda: cluster.metric("tidemill_pushed_bytes_total") > 0)
+            await cluster.admin.delete_group(GROUP)
+            finish.set()
+            with pytest.raises(grpc.RpcError) as lost:
+                await asyncio.to_thread(call.result, 30)
+            assert isinstance(from_rpc_error(lost.value), errors.NotFound)

@@ -22,7 +22,7 @@ from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Contribution, Header, Outcome, mean
 from tidemill.parameters.slots import Slots
 from tidemill.parameters.snapshots import Snapshot, Snapshots
-from tidemill.parameters.staging import Staging
+from tidemill.parameters.staging import Staging, superseded
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 
@@ -216,7 +216,7 @@ class Group:
         with self._changed:
             self._ended = error
             for _, staging in self._staged.values():
-                staging.drop()
+                staging.drop(error)
             self._staged.clear()
             self._arrived = {}
             self._snapshots = None
@@ -262,7 +262,7 @@ class Group:
                 raise self._stale(header, attempt)
             if other is not None:
                 # The worker began again while its broken stream was not yet noticed here: one buffer a worker.
-                other.drop()
+                other.drop(superseded)
             subject = {"worker": str(worker), "step": str(header.step)}
             staging = Staging(self.part, subject)
             self._staged[worker] = header.attempt, staging
@@ -307,7 +307,7 @@ class Group:
                 self._changed.wait()
             self._check()
             if self._staged.get(header.worker, (0, None))[1] is not staging:
-                raise staging.superseded()
+                raise superseded()
             joins = self._joins(header)
             self._attempts[header.worker] = header.attempt
             if joins:

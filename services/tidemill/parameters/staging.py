@@ -1,10 +1,10 @@
 """Where a stream of blocks is gathered, to be taken whole or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from tidemill.errors import Invalid, Stale
+from tidemill.errors import Invalid, Stale, TidemillError
 from tidemill.parameters.part import Part
 from tidemill.tensors.blocks import Array
 
@@ -26,14 +26,14 @@ class Staging:
         self._subject = dict(subject)
         self._values: Array | None = None
         self._missing = {block.index for block in part.blocks}
-        self._dropped = False
+        self._dropped: Callable[[], TidemillError] | None = None
 
     def add(self, index: int, data: bytes) -> None:
         """Take the block `index`: little-endian float32.
 
         Raises:
             Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH or NON_FINITE.
-            Stale: SUPERSEDED, another stream has taken this one's place.
+            TidemillError: the one that this was dropped with.
         """
         if index not in self._part:
             raise self._invalid(index, "is not on this shard", "UNKNOWN_BLOCK")
@@ -42,8 +42,8 @@ class Staging:
         if self._values is None:
             self._values = np.empty(self._part.elements, FLOAT)
         values = self._values
-        if self._dropped:
-            raise self.superseded()
+        if self._dropped is not None:
+            raise self._dropped()
         target = self._part.view(values, index)
         if len(data) != target.nbytes:
             raise self._invalid(index, f"needs {target.nbytes} bytes, not {len(data)}", "SIZE_MISMATCH")
@@ -58,19 +58,19 @@ class Staging:
 
         Raises:
             Invalid: MISSING_BLOCKS, the stream ended early.
-            Stale: SUPERSEDED, another stream has taken this one's place.
+            TidemillError: the one that this was dropped with.
         """
         values = self._values
-        if self._dropped:
-            raise self.superseded()
+        if self._dropped is not None:
+            raise self._dropped()
         if self._missing and not (optional and values is None):
             missing = min(self._missing)
             raise self._invalid(missing, f"did not come ({len(self._missing)} are missing)", "MISSING_BLOCKS")
         return np.empty(0, FLOAT) if values is None else values
 
-    def drop(self) -> None:
-        """Free the memory; what comes later is refused."""
-        self._dropped = True
+    def drop(self, why: Callable[[], TidemillError]) -> None:
+        """Free the memory; what comes later is refused with this error."""
+        self._dropped = why
         self._values = None
 
     def _invalid(self, index: int, problem: str, reason: str) -> Invalid:
@@ -78,6 +78,7 @@ class Staging:
         named = ", ".join(f"{key} {value}" for key, value in subject.items())
         return Invalid(f"{named}: {problem}", reason=reason, metadata=subject, violations={"block": problem})
 
-    def superseded(self) -> Stale:
-        """What a stream is told whose place another one has taken."""
-        return Stale("another stream of the same worker took this one's place", reason="SUPERSEDED")
+
+def superseded() -> Stale:
+    """What a stream is told whose place another one has taken."""
+    return Stale("another stream of the same worker took this one's place", reason="SUPERSEDED")
