@@ -151,12 +151,16 @@ def _path(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "description": text, "schema": schema}
 
 
-INTRODUCTION = """\
-The management API under `/api/v1` is the gRPC API of the services, as JSON. Bodies are protobuf JSON with the field
-names of the protos: 64-bit integers come as strings (and may be sent as numbers), enums by name, times as RFC 3339,
-bytes as base64; empty fields are written out. Lists page with `page_size` and `page_token`. Changes are made
-conditional by `If-Match` with an `ETag`. Errors are problem documents (RFC 9457). Every response has an `X-Request-ID`,
-taken from the request when it has one; `traceparent` is understood, and `X-Request-Timeout` is the time that a request
-may take, in seconds. `/v2` is the Open Inference Protocol and `/v1` the REST API of TensorFlow Serving: their errors
-are their own.
-"""
+INTRODUCTION = "\n".join(
+    (
+        "The management API under `/api/v1` is the gRPC API of the services, as JSON. Bodies are protobuf JSON with the"
+        " field names of the protos: 64-bit integers come as strings (and may be sent as numbers), enums by name, times"
+        " as RFC 3339, bytes as base64; empty fields are written out.",
+        "Lists page with `page_size` and `page_token`. Changes are made conditional by `If-Match` with an `ETag`."
+        " Errors are problem documents (RFC 9457).",
+        "Every response has an `X-Request-ID`, taken from the request when it has one; `traceparent` is understood, and"
+        " `X-Request-Timeout` is the time that a request may take, in seconds.",
+        "`/v2` is the Open Inference Protocol and `/v1` the REST API of TensorFlow Serving: their errors are their"
+        " own.",
+    )
+)

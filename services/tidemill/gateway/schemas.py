@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import resources
+from itertools import combinations
 from typing import Any, TypeAlias
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
@@ -93,11 +94,15 @@ def _element(field: Any) -> Schema:
 
 
 def _of_message(descriptor: Described) -> Schema:
-    return {
+    made: Schema = {
         "type": "object",
         "description": comment(descriptor),
         "properties": {field.name: of_field(field) for field in descriptor.fields},
     }
+    pairs = [pair for one in descriptor.oneofs for pair in combinations([field.name for field in one.fields], 2)]
+    if pairs:
+        made["allOf"] = [{"not": {"required": list(pair)}} for pair in pairs]
+    return made
 
 
 def _of_enum(descriptor: Described) -> Schema:

@@ -103,6 +103,8 @@ async def test_texts_and_types_come_from_the_protos(document: Any) -> None:
     assert document["components"]["schemas"]["Model"]["properties"]["tags"]["additionalProperties"] == {
         "type": "string"
     }
+    dataset = document["components"]["schemas"]["Dataset"]
+    assert dataset["allOf"] == [{"not": {"required": ["builtin", "artifact"]}}]
     create = document["paths"]["/api/v1/jobs"]["post"]
     assert create["operationId"] == "CreateJob"
     assert [parameter["name"] for parameter in create["parameters"]] == ["job_id", "request_id", "validate_only"]

@@ -95,8 +95,11 @@ export class Schemas {
     if (type === "string") return "";
     if (type !== "object") return null;
     const value = {};
+    // Of fields that exclude each other the first is shown.
+    const pairs = (found.allOf || []).map(({ not }) => not.required);
+    const excluded = (name) => pairs.some((pair) => pair.includes(name) && pair.some((other) => other in value));
     for (const [name, property] of Object.entries(found.properties || {})) {
-      if (!property.readOnly && depth < 2) value[name] = this.example(property, depth + 1);
+      if (!property.readOnly && depth < 2 && !excluded(name)) value[name] = this.example(property, depth + 1);
     }
     return value;
   }
