@@ -27,7 +27,7 @@ MAX_REFERENCES = 1000
 PARALLEL = 8
 """Requests to the store that one call makes at a time."""
 PAGE_BYTES = 1 << 20
-"""Manifests in one page, in bytes: a page must fit into a message."""
+"""Manifests and references in one page, in bytes: a page must fit into a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,25 +148,27 @@ class Catalog:
         A page may hold fewer, even none, when they are large or of other kinds; the list ends with the digest "".
         """
         found: list[Artifact] = []
-        size = 0
+        size, last = 0, ""
         entries = await self._store.entries(keys.MANIFESTS, f"{keys.MANIFESTS}{after}", limit)
         for start in range(0, len(entries), PARALLEL):
             part = entries[start : start + PARALLEL]
-            for artifacts in await _each(self._found, part):
-                found += [artifact for artifact in artifacts if kind in ("", artifact.manifest.kind)]
-            size += sum(entry.size for entry in part)
-            if size > PAGE_BYTES:
-                return found, keys.last(part[-1].key)
-        return found, keys.last(entries[-1].key) if len(entries) == limit else ""
+            for entry, artifact in zip(part, await _each(self._found, part), strict=True):
+                if artifact is not None and kind in ("", artifact.manifest.kind):
+                    size += entry.size + sum(map(len, artifact.references))
+                    if found and size > PAGE_BYTES:
+                        return found, last
+                    found.append(artifact)
+                last = keys.last(entry.key)
+        return found, last if len(entries) == limit else ""
 
-    async def _found(self, entry: Entry) -> list[Artifact]:
+    async def _found(self, entry: Entry) -> Artifact | None:
         try:
-            return [await self._load(keys.last(entry.key))]
+            return await self._load(keys.last(entry.key))
         except errors.NotFound:  # deleted meanwhile
-            return []
+            return None
         except errors.DataLoss as error:  # one of them must not hide all others
             LOG.error("%s", error.message)
-            return []
+            return None
 
     async def delete(self, digest: str) -> None:
         """Delete an artifact and those of its blobs that no other lists.
@@ -277,16 +279,25 @@ def _missing(digest: str) -> errors.NotFound:
 
 
 async def _each(work: Callable[[S], Awaitable[T]], items: Iterable[S]) -> list[T]:
-    """What `work` gives for each of `items`, in their order, done `PARALLEL` at a time."""
+    """What `work` gives for each of `items`, in their order, done `PARALLEL` at a time.
+
+    After an error no more work is begun, and the error is raised when all that had begun is over: nothing that is done
+    in a critical section outlasts it.
+    """
     turns = asyncio.Semaphore(PARALLEL)
+    problems: list[errors.TidemillError] = []
 
-    async def one(item: S) -> T:
+    async def one(item: S) -> list[T]:
         async with turns:
-            return await work(item)
+            if problems:
+                return []
+            try:
+                return [await work(item)]
+            except errors.TidemillError as problem:
+                problems.append(problem)
+                return []
 
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(item)) for item in items]
-    except BaseExceptionGroup as failed:
-        raise failed.exceptions[0] from failed
-    return [task.result() for task in tasks]
+    results = await asyncio.gather(*(one(item) for item in items))
+    if problems:
+        raise problems[0]
+    return [result for each in results for result in each]

@@ -39,6 +39,8 @@ CONNECT_TIMEOUT = 3.0
 PART = 16 << 20
 """Smallest part of a multipart upload, in bytes; a smaller object is sent in one request."""
 MOST_PARTS = 10_000
+MOST_PUTS = 4
+"""Large objects sent at a time: a part of each is in memory."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _MISSING = ("NoSuchKey", "NoSuchObject", "ResourceNotFound")
@@ -62,6 +64,7 @@ class S3Store(Store):
         self._bucket = bucket
         self._create_bucket = create_bucket
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="s3")
+        self._puts = asyncio.Semaphore(MOST_PUTS)
         self._checking: asyncio.Future[None] | None = None
 
     @classmethod
@@ -119,7 +122,8 @@ class S3Store(Store):
                 part = max(PART, -(-size // (MOST_PARTS << 20)) << 20)
                 self._client.put_object(self._bucket, name, file, size, part_size=part, num_parallel_uploads=1)
 
-        await self._write(key, put)
+        async with self._puts:
+            await self._write(key, put)
 
     async def put_small(self, key: str, data: bytes) -> bool:
         """Send a few bytes if there is no such object yet; whether it was absent."""
