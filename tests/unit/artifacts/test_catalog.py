@@ -343,15 +343,15 @@ async def test_creations_and_deletions_at_the_same_time(world: World) -> None:
             await world.catalog.delete(chance.choice(artifacts))
 
     async def work() -> None:
-        for _ in range(15):
+        for _ in range(6):
             try:
-                await chance.choice((upload, upload, create, create, delete_blob, delete_artifact))()
+                await chance.choice((upload, create, create, delete_blob, delete_blob, delete_artifact))()
             except (errors.NotFound, errors.FailedPrecondition):
                 continue
 
-    for _ in range(4):
+    for _ in range(3):
         await world.put(*texts)
-        await asyncio.gather(*(work() for _ in range(6)))
+        await asyncio.gather(*(work() for _ in range(8)))
         await world.check()
     assert made
 
