@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 from tidemill.errors import TidemillError
@@ -58,9 +59,9 @@ def run(config: WorkerConfig) -> int:
     closing.start()
     closing.join(max(0.0, deadline - time.monotonic()))
     code = (status[0] if status else WELL) if told else (WELL if all(result) else FAILED)
-    if closing.is_alive():  # something does not let itself be broken off
-        logging.shutdown()
-        sys.stdout.flush()
+    if told or closing.is_alive():  # taking Python and torch apart in good order would take longer than there is
+        with suppress(OSError):  # nobody may be left to read
+            sys.stdout.flush()
         os._exit(code)
     return code
 
@@ -84,11 +85,9 @@ def _close(app: WorkerApp, work: threading.Thread, told: bool) -> None:
 
 def _watch_input(stop: Stop, status: list[int]) -> None:
     """Wait for the end of standard input; unbuffered, because a reader's lock would be held when the process ends."""
-    try:
+    with suppress(OSError):
         while os.read(0, 4096):
             pass
-    except OSError:
-        pass
     if not stop.is_set:
         status.append(FAILED)
     stop.set("the launcher is gone")
