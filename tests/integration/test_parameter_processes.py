@@ -124,7 +124,8 @@ async def test_memory_is_bounded_whatever_workers_do(tmp_path: Path) -> None:
                     client.push(own, worker=workers - 1, step=step)
 
         await together(work)
-        limit = idle + size * (3 + 1 + 2 * workers)
+        # The allocator keeps some memory for itself. A gradient kept by each push would be five times as much.
+        limit = idle + size * (3 + 1 + 2 * workers) + 64 * 2**20
         assert process.memory("VmHWM") < limit
 
         # Streams that break off, or never go on, hold one gradient a worker at most.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from tidemill import errors
 from tidemill.clients.backoff import Backoff
+from tidemill.clients.patience import is_broken
 
 T = TypeVar("T")
 
@@ -134,7 +135,4 @@ def passing(error: errors.TidemillError) -> bool:
     """Whether the same call may succeed soon, when it is safe to repeat."""
     if isinstance(error, errors.Exhausted):
         return error.retry_after is not None
-    if error.code in (errors.Code.INTERNAL, errors.Code.UNKNOWN):
-        # What the transport makes of a broken stream; a server of ours gives a reason of its own.
-        return error.reason == error.default_reason
-    return isinstance(error, errors.Unavailable | errors.Cancelled) or error.reason == "SUPERSEDED"
+    return is_broken(error) or error.reason == "SUPERSEDED"

@@ -188,7 +188,8 @@ class ParametersClient:
 
         Args:
             version: which; `LATEST` = the latest that all shards have, at least the first values.
-            out: where to put them: float32, contiguous, of the group's length; a new array unless given.
+            out: where to put them: a vector of float32 of the group's length, undefined after an error; a new one
+                unless given.
             timeout: seconds to wait at most.
 
         Returns:

@@ -4,8 +4,11 @@ import ctypes
 
 from tidemill.rpc.options import CHUNK
 
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
+_SETTINGS = {
+    -3: 4 * CHUNK,  # M_MMAP_THRESHOLD
+    -1: 32 * CHUNK,  # M_TRIM_THRESHOLD
+    -8: 2,  # M_ARENA_MAX: each keeps up to the trim threshold, and there may be one a thread
+}
 
 
 def keep_chunks() -> bool:
@@ -13,10 +16,10 @@ def keep_chunks() -> bool:
 
     As it comes, glibc maps every block from 128 KiB on anew and gives it back at once, so each chunk of a stream costs
     hundreds of page faults in every copy of it: more than half the time of a push. What is larger than a few chunks is
-    mapped as before, and given back as soon as it is free.
+    mapped as before, and given back as soon as it is free. To be called before there are threads.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, 4 * CHUNK)) and bool(mallopt(_M_TRIM_THRESHOLD, 32 * CHUNK))
+    return all(bool(mallopt(name, value)) for name, value in _SETTINGS.items())
