@@ -4,11 +4,13 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
@@ -17,7 +19,7 @@ import pytest_asyncio
 
 from tests.support import onnxmodels
 from tests.support.artifacts import content, sha256
-from tests.support.gateway import Gateway, serve_gateway
+from tests.support.gateway import Gateway, serve_gateway, serve_training
 from tests.support.inference import Platform, Serving
 from tests.support.venvs import ROOT, venv
 from tests.support.wait import until
@@ -42,11 +44,16 @@ class World:
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    async with Platform(tmp_path_factory.mktemp("platform")) as platform, platform.inference() as inference:
+    async with (
+        Platform(tmp_path_factory.mktemp("platform")) as platform,
+        platform.inference() as inference,
+        serve_training() as (_, training_address),
+    ):
         addresses = {
             "registry_address": platform.registry_address,
             "artifacts_address": platform.artifacts_address,
             "inference_address": inference.app.address,
+            "training_address": training_address,
         }
         await platform.publish("double", onnxmodels.scale(2))
         await platform.publish("sums", onnxmodels.sums())
@@ -505,6 +512,42 @@ async def test_each_port_serves_its_own(world: World, port: str, served: set[str
             assert answer.status_code == (200 if path in served else 404), path
             if answer.status_code == 404:
                 assert answer.content == (b"" if port == "tfs" else b'{"error":"there is no such path"}')
+
+
+NASTY_NAMES = ["double", "1", "0" * 64, "-", "a..b", "é", "%00", "%2e%2e%2f", "x" * 300, "\u202e"]
+NASTY_BODIES: list[bytes] = [
+    b"",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"version": 1e400, "spec": [], "inputs": [null], "instances": [{}], "signature_name": {}}',
+    b'{"name": {"a": 1}, "files": [[]], "size": "x", "sha256": 3, "inputs": {"x": null}}',
+    b'{"name": "models/\\ud800", "kind": "\\u0000", "tags": {"": ""}, "instances": [[[[]]]], "id": "\\ud800"}',
+    b"\xff\xfe\x00",
+    b'{"a":' * 20 + b"1" + b"}" * 20,
+]
+
+
+async def test_no_route_answers_nonsense_with_a_fault(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    document = (await world.api.get("/openapi.json")).json()
+    asked = 0
+    for path, item in document["paths"].items():
+        for verb, operation in item.items():
+            bodies = NASTY_BODIES if "requestBody" in operation else [b""]
+            names = NASTY_NAMES if "{" in path else [""]
+            for index in range(max(len(names), len(bodies))):
+                name, body = names[index % len(names)], bodies[index % len(bodies)]
+                url = re.sub(r"\{\w+\}", (name if "%" in name else quote(name)).replace("\\", ""), path)
+                headers = {"Content-Type": "application/json", "X-Request-Timeout": "5"}
+                async with world.api.stream(verb, url, content=body, headers=headers) as answer:
+                    assert answer.status_code not in (500, 502), (verb, url, body)
+                    if answer.headers.get("content-type", "").startswith("application/"):
+                        text = (await answer.aread()).decode("utf-8", "replace")
+                        assert "Traceback" not in text
+                asked += 1
+    assert asked > 300
+    assert not [record for record in caplog.records if record.message == "unexpected error"]
+    assert (await world.api.get("/api/v1/status")).status_code == 200
 
 
 async def test_memory_is_not_held_by_uploads(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from tests.support.wait import until
 from tidemill import errors
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.gateway import problems
+from tidemill.gateway.server import HttpServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -345,6 +347,15 @@ async def test_traces_and_request_ids_go_through(world: World) -> None:
         "http.response.status_code": 200,
         "tidemill.request_id": "my-request",
     }
+
+
+async def test_answers_are_not_held_back(world: World) -> None:
+    await world.http.get("/api/v1/jobs/a")
+    server = world.gateway.app.server
+    assert isinstance(server, HttpServer)
+    sockets = [c.transport.get_extra_info("socket") for one in server.servers for c in one.server_state.connections]
+    assert sockets
+    assert all(found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for found in sockets)
 
 
 async def test_probes_leave_no_spans(world: World) -> None:

@@ -76,6 +76,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does so itself, but not for a listening socket that was handed to it.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > self._most:
             transport.abort()
         self._head.start()
@@ -134,7 +136,8 @@ class HttpServer:
         self._others = dict(others)
         self._connections = connections
         self._stopping = stopping
-        self._running: list[tuple[_Uvicorn, asyncio.Task[None]]] = []
+        self.servers: list[uvicorn.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self.ports: dict[str, int] = {}
 
     async def start(self, host: str, port: int) -> int:
@@ -152,7 +155,8 @@ class HttpServer:
         for name, listener in listeners.items():
             self.ports[name] = int(listener.getsockname()[1])
             server = _Uvicorn(self._config(wanted[name][1]))
-            self._running.append((server, asyncio.ensure_future(server.serve(sockets=[listener]))))
+            self.servers.append(server)
+            self._tasks.append(asyncio.ensure_future(server.serve(sockets=[listener])))
         return self.ports["management"]
 
     def _config(self, app: ASGIApp) -> uvicorn.Config:
@@ -179,12 +183,12 @@ class HttpServer:
     async def stop(self, grace: float) -> None:
         """Take no new connections, and end requests in work after `grace` seconds at most."""
         self._stopping()
-        for server, _ in self._running:
+        for server in self.servers:
             server.config.timeout_graceful_shutdown = math.ceil(grace)
             server.should_exit = True
-        await asyncio.gather(*(task for _, task in self._running))
+        await asyncio.gather(*self._tasks)
         # uvicorn cancels what is late, but does not wait for it.
-        late = {task for server, _ in self._running for task in server.server_state.tasks}
+        late = {task for server in self.servers for task in server.server_state.tasks}
         if late:
             await asyncio.wait(late, timeout=1.0)
 
