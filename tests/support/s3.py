@@ -49,6 +49,7 @@ class S3Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._command = [
             str(Path(sysconfig.get_path("scripts")) / "weed"),
+            f"-logdir={folder}",
             "mini",
             f"-dir={folder}",
             "-ip=127.0.0.1",
