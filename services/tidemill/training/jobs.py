@@ -102,6 +102,8 @@ class Job:
     """Addresses of the parameter shards that hold its group."""
     committed: bool = False
     """Its version is being registered: from here on it cannot be cancelled."""
+    nonce: str = ""
+    """Of the owner's last change, so that it knows its own."""
     request: str = ""
     """Key of the request that created it, if that is to be remembered."""
     fingerprint: str = ""

@@ -1,12 +1,13 @@
 """The stored state of one job at work, in the hands of its one owner."""
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from tidemill.clock import Clock
 from tidemill.errors import Stale, TidemillError
-from tidemill.training import records
 from tidemill.training.changes import Changes
 from tidemill.training.jobs import Job, State
 from tidemill.training.patience import Attempts, is_passing, patiently
@@ -55,23 +56,24 @@ class Ledger:
         """
         async with self._lock:
             attempts = Attempts(self._clock, f"storing {self.job.name}")
+            tried: set[str] = set()
             while True:
                 self._check(self.job, cancelling)
                 wanted = make(self.job)
                 if wanted == self.job:
                     return wanted
+                nonce = secrets.token_hex(8)
+                tried.add(nonce)
                 try:
-                    self.job = await self._store.save(wanted, duties=duties)
+                    self.job = await self._store.save(replace(wanted, nonce=nonce), duties=duties)
                 except Stale:
                     await self._read()
                 except TidemillError as error:
                     if not is_passing(error):
                         raise
                     await attempts.pause(error)
-                    await self._read()  # the change may have been made
-                    if _content(self.job) == _content(wanted):
-                        return self.job
-                else:
+                    await self._read()
+                if self.job.nonce in tried:  # also when an attempt of which nothing was heard has arrived after all
                     attempts.succeeded()
                     return self.job
 
@@ -96,7 +98,3 @@ class Ledger:
             raise Fenced
         if job.state is State.CANCELLING and not cancelling:
             raise CancelAsked
-
-
-def _content(job: Job) -> bytes:
-    return records.encode(job, leave_out=frozenset({"revision"}))

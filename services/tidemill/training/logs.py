@@ -53,6 +53,8 @@ class JobLog:
         """Where every `_STRIDE`th line begins."""
         self._size = 0
         self._full = False
+        self._own = 0
+        """Lines of the service itself since the log was full."""
         self._waiting: set[asyncio.Event] = set()
         self.lines = 0
         """Number of lines so far."""
@@ -89,7 +91,8 @@ class JobLog:
         if not self._full:
             self._full = True
             self._write(SERVICE, "the log is full: further lines of workers are not kept")
-        return rank == SERVICE and self.lines < self._limits.lines + _OWN_LINES
+        self._own += rank == SERVICE
+        return rank == SERVICE and self._own <= _OWN_LINES
 
     def _write(self, rank: int, text: str) -> None:
         if self.is_closed:

@@ -5,8 +5,10 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from tidemill import config, names
 from tidemill.errors import FailedPrecondition, TidemillError, Unavailable
@@ -19,7 +21,6 @@ INHERITED = (
 )  # fmt: skip
 """Variables of this process that a worker needs to run at all; any other could be a secret that is not its business."""
 INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "NCCL_", "OMP_", "MKL_", "TIDEMILL_WORKER_", "TIDEMILL_LOG_")
-_READ = 65536
 _DRAIN = 2.0
 """Seconds to wait for the rest of the output once a worker has ended: a grandchild may keep the pipe open."""
 
@@ -35,11 +36,12 @@ class Local(Launcher):
         scratch = self._settings.scratch / names.check(job)
         try:
             await asyncio.to_thread(scratch.mkdir, mode=0o700, parents=True, exist_ok=True)
-            process = await asyncio.create_subprocess_exec(
+            _, protocol = await asyncio.get_running_loop().subprocess_exec(
+                lambda: _Pipes(output),
                 *self._settings.command,
-                stdin=asyncio.subprocess.PIPE,  # never written to: its end tells the worker that this process is gone
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdin=subprocess.PIPE,  # never written to: its end tells the worker that this process is gone
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env={**self._inherited(), "TIDEMILL_WORKER_DATA": str(scratch), "TMPDIR": str(scratch), **environment},
                 start_new_session=True,
             )
@@ -47,7 +49,7 @@ class Local(Launcher):
             raise _failed(FailedPrecondition, error) from error
         except OSError as error:
             raise _failed(Unavailable, error) from error
-        return LocalProcess(process, output, self._settings.grace)
+        return LocalProcess(protocol, self._settings.grace)
 
     def _inherited(self) -> dict[str, str]:
         own = config.environ()
@@ -69,19 +71,63 @@ class Local(Launcher):
         await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
 
 
+class _Pipes(asyncio.SubprocessProtocol):
+    """The ends of a child's pipes: breaks up what it prints into lines.
+
+    Unlike asyncio's streams it tells the end of the process from the end of its output, which whatever the process has
+    started may keep open.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._rest = b""
+        self.transport: Any = None
+        self.exited = asyncio.Event()
+        self.silent = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It has started."""
+        self.transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """It has printed something."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._hand_on(line)
+        if len(self._rest) >= MAX_LINE * 4:  # however many bytes a character has, that is a full line
+            self._hand_on(self._rest)
+            self._rest = b""
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """A pipe has come to its end."""
+        if fd == 1:
+            if self._rest:
+                self._hand_on(self._rest)
+            self.silent.set()
+
+    def process_exited(self) -> None:
+        """It has ended."""
+        self.exited.set()
+
+    def _hand_on(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        for start in range(0, max(len(text), 1), MAX_LINE):
+            self._output(text[start : start + MAX_LINE])
+
+
 class LocalProcess(Process):
     """A child process, leader of its own session and process group."""
 
-    def __init__(self, process: asyncio.subprocess.Process, output: Output, grace: float) -> None:
-        self._process = process
+    def __init__(self, pipes: _Pipes, grace: float) -> None:
+        self._pipes = pipes
+        self._pid: int = pipes.transport.get_pid()
         self._grace = grace
-        self._reader = asyncio.ensure_future(_hand_on(process.stdout, output))
         self._ended = asyncio.ensure_future(self._end())
 
     @property
     def pid(self) -> int:
         """Its process id."""
-        return self._process.pid
+        return self._pid
 
     async def wait(self) -> int:
         """Its exit status, once it has ended and its output was handed on."""
@@ -97,39 +143,18 @@ class LocalProcess(Process):
         await self.wait()
 
     async def _end(self) -> int:
-        status = await self._process.wait()
+        await self._pipes.exited.wait()
         self._signal(signal.SIGKILL)  # what it has started must not go on without it
-        done, _ = await asyncio.wait({self._reader}, timeout=_DRAIN)
-        if not done:
-            self._reader.cancel()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                await self._pipes.silent.wait()
+        status: int = self._pipes.transport.get_returncode()
+        self._pipes.transport.close()
         return status
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
-
-
-async def _hand_on(stream: asyncio.StreamReader | None, output: Output) -> None:
-    """Hand on the lines of `stream`, each at most `MAX_LINE` characters."""
-    assert stream is not None
-    rest = b""
-    while data := await stream.read(_READ):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            _pieces(line, output)
-        if len(rest) >= MAX_LINE * 4:
-            _pieces(rest, output)
-            rest = b""
-    if rest:
-        _pieces(rest, output)
-
-
-def _pieces(line: bytes, output: Output) -> None:
-    text = line.decode("utf-8", "replace").rstrip("\r")
-    for start in range(0, max(len(text), 1), MAX_LINE):
-        output(text[start : start + MAX_LINE])
+            os.killpg(self._pid, number)
 
 
 def _failed(kind: type[TidemillError], error: OSError) -> TidemillError:
