@@ -203,6 +203,23 @@ async def test_a_blob_goes_in_and_comes_out(world: World) -> None:
     assert (await world.api.get(path)).status_code == 404
 
 
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+async def test_damaged_bytes_are_never_taken_for_whole(world: World, size: int) -> None:
+    data = content(size, seed=size)
+    path = f"/api/v1/blobs/{sha256(data)}"
+    await world.api.put(path, content=data)
+    (file,) = [found for found in (world.platform.root / "artifacts").rglob(f"*{sha256(data)}*") if found.is_file()]
+    file.chmod(0o600)
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    try:
+        answer = await world.api.get(path)
+    except httpx.RemoteProtocolError:
+        assert size > MIB  # it had begun
+    else:
+        assert (answer.status_code, answer.json()["reason"]) == (500, "BLOB_DAMAGED")
+    await world.api.delete(path)
+
+
 async def test_an_empty_blob(world: World) -> None:
     path = f"/api/v1/blobs/{sha256(b'')}"
     assert (await world.api.put(path, content=b"")).status_code == 201

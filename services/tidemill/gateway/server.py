@@ -33,6 +33,7 @@ class _Reader(h11.Connection):
     chunks = 0
 
     def next_event(self) -> Any:
+        """The next event. Raises `RemoteProtocolError` for one chunk too many."""
         event = super().next_event()
         if isinstance(event, h11.Request):
             self.chunks = 0
@@ -75,6 +76,7 @@ class Connection(H11Protocol):
         self._stall = _Timer(self.loop, STALL_SECONDS, self._abort)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
         super().connection_made(transport)
         # asyncio does so itself, but not for a listening socket that was handed to it.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -83,6 +85,7 @@ class Connection(H11Protocol):
         self._head.start()
 
     def data_received(self, data: bytes) -> None:
+        """Wait on for a request that is not complete yet."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head.stop()
@@ -90,14 +93,17 @@ class Connection(H11Protocol):
             self._head.start()
 
     def pause_writing(self) -> None:
+        """The client takes nothing for now."""
         super().pause_writing()
         self._stall.start()
 
     def resume_writing(self) -> None:
+        """The client goes on."""
         self._stall.stop()
         super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is waited for any more."""
         self._head.stop()
         self._stall.stop()
         super().connection_lost(exc)
@@ -111,6 +117,7 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave them as they are."""
         yield
 
 

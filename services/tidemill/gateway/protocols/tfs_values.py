@@ -32,6 +32,7 @@ _EXACT: Mapping[DataType, int] = {DataType.FP32: 2**24 - 1, DataType.FP64: 2**53
 
 
 def has_lists(array: Array) -> bool:
+    """Whether lists remain as elements: what they were made of is not rectangular."""
     return list in values.kinds(array)
 
 
@@ -133,6 +134,7 @@ def explain(value: Any, shape: Sequence[int], level: int, dtype: DataType) -> No
 
 
 def shape_of(value: Any) -> list[int]:
+    """The shape that nested lists have by their first elements."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -143,10 +145,12 @@ def shape_of(value: Any) -> list[int]:
 
 
 def is_object(value: Any) -> bool:
+    """Whether a value names inputs: an object that is not bytes in base64."""
     return isinstance(value, dict) and not is_base64(value)
 
 
 def is_base64(value: Mapping[str, Any]) -> bool:
+    """Whether an object is bytes in base64: it has the one key `b64`."""
     return len(value) == 1 and isinstance(value.get(B64), str)
 
 
@@ -172,4 +176,5 @@ def show(value: Any) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
+    """A shape in the words of the protocol."""
     return f"[{','.join(map(str, shape))}]"

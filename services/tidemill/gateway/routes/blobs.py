@@ -1,7 +1,7 @@
 """The bytes of blobs, in and out: passed on as they arrive, never held as a whole."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from starlette.requests import Request
@@ -81,15 +81,10 @@ class Blobs:
         if request.method == "HEAD" or length == 0:
             return Response(None, status, headers, media_type="application/octet-stream")
         wanted = pb.ReadBlobRequest(name=blob.name, offset=offset, limit=length)
-        return StreamingResponse(self._read(wanted), status, headers, media_type="application/octet-stream")
-
-    async def _read(self, wanted: pb.ReadBlobRequest) -> AsyncIterator[bytes]:
         chunks = self._artifacts.stream(f"{_SERVICE}.ReadBlob", wanted)
-        try:
-            async for chunk in chunks:
-                yield chunk.data
-        finally:
-            await chunks.aclose()
+        # Begun before the response is: what fails at once has a status of its own.
+        first = await anext(chunks)
+        return StreamingResponse(_bytes(first, chunks), status, headers, media_type="application/octet-stream")
 
     async def _write(self, request: Request, name: str, offset: int) -> Any:
         messages = _Messages(request, name, offset)
@@ -116,6 +111,15 @@ class Blobs:
             if not quietly:
                 raise
             return None
+
+
+async def _bytes(first: pb.ReadBlobResponse, rest: AsyncGenerator[pb.ReadBlobResponse, None]) -> AsyncIterator[bytes]:
+    try:
+        yield first.data
+        async for chunk in rest:
+            yield chunk.data
+    finally:
+        await rest.aclose()
 
 
 class _Messages:
@@ -154,57 +158,59 @@ def _length(request: Request) -> int:
     return int(length)
 
 
+_BLOB, _UPLOAD = ({"application/json": reference(kind.DESCRIPTOR)} for kind in (pb.Blob, pb.Upload))
+_PUT = {
+    **openapi.described(
+        "Blobs",
+        "PutBlob",
+        "Uploads a blob in one request. Its SHA-256 is that in the path, or nothing is kept: then the reason is "
+        "DIGEST_MISMATCH. A blob that exists already is not stored again. For an upload that can be resumed, "
+        "create one under `/api/v1/uploads`.",
+    ),
+    "requestBody": openapi.body(_BYTES),
+    "responses": {
+        "200": openapi.answer("The blob was there already.", _BLOB),
+        "201": openapi.answer("The blob.", _BLOB),
+        "default": openapi.PROBLEM,
+    },
+}
+_WRITE = {
+    **openapi.described(
+        "Blobs",
+        "WriteUpload",
+        "Appends bytes to an upload. `Content-Range` says where they belong, the beginning without it; what the "
+        "upload has already is skipped. The response says how far it is now. What arrived before a broken "
+        "connection stays.",
+    ),
+    "parameters": [openapi.header("Content-Range", "Where the bytes belong, like `bytes 100-199/500`.")],
+    "requestBody": openapi.body(_BYTES),
+    "responses": {"200": openapi.answer("How far the upload is.", _UPLOAD), "default": openapi.PROBLEM},
+}
+_GET = {
+    **openapi.described(
+        "Blobs",
+        "ReadBlob",
+        "Sends the bytes of a blob, or of one range of them. A response that breaks off before its length is "
+        "reached was found to be damaged in the store.",
+    ),
+    "parameters": [
+        openapi.header("Range", "One range of bytes, like `bytes=100-199`."),
+        openapi.header("If-None-Match", "The etag of a copy that the caller has: the SHA-256 in quotes."),
+    ],
+    "responses": {
+        "200": openapi.answer("The bytes.", _BYTES),
+        "206": openapi.answer("The range.", _BYTES),
+        "304": openapi.answer("The caller has the bytes."),
+        "default": openapi.PROBLEM,
+    },
+}
+
+
 def routes(artifacts: Backend) -> list[Route]:
     """The routes of the bytes of blobs and uploads."""
     blobs = Blobs(artifacts)
-    blob, upload = ({"application/json": reference(kind.DESCRIPTOR)} for kind in (pb.Blob, pb.Upload))
-    put = {
-        **openapi.described(
-            "Blobs",
-            "PutBlob",
-            "Uploads a blob in one request. Its SHA-256 is that in the path, or nothing is kept: then the reason is "
-            "DIGEST_MISMATCH. A blob that exists already is not stored again. For an upload that can be resumed, "
-            "create one under `/api/v1/uploads`.",
-        ),
-        "requestBody": openapi.body(_BYTES),
-        "responses": {
-            "200": openapi.answer("The blob was there already.", blob),
-            "201": openapi.answer("The blob.", blob),
-            "default": openapi.PROBLEM,
-        },
-    }
-    write = {
-        **openapi.described(
-            "Blobs",
-            "WriteUpload",
-            "Appends bytes to an upload. `Content-Range` says where they belong, the beginning without it; what the "
-            "upload has already is skipped. The response says how far it is now. What arrived before a broken "
-            "connection stays.",
-        ),
-        "parameters": [openapi.header("Content-Range", "Where the bytes belong, like `bytes 100-199/500`.")],
-        "requestBody": openapi.body(_BYTES),
-        "responses": {"200": openapi.answer("How far the upload is.", upload), "default": openapi.PROBLEM},
-    }
-    get = {
-        **openapi.described(
-            "Blobs",
-            "ReadBlob",
-            "Sends the bytes of a blob, or of one range of them. A response that breaks off before its length is "
-            "reached was found to be damaged in the store.",
-        ),
-        "parameters": [
-            openapi.header("Range", "One range of bytes, like `bytes=100-199`."),
-            openapi.header("If-None-Match", "The etag of a copy that the caller has: the SHA-256 in quotes."),
-        ],
-        "responses": {
-            "200": openapi.answer("The bytes.", _BYTES),
-            "206": openapi.answer("The range.", _BYTES),
-            "304": openapi.answer("The caller has the bytes."),
-            "default": openapi.PROBLEM,
-        },
-    }
     return [
-        Route(verb="PUT", path=f"{ROOT}/blobs/{{sha256}}", handler=blobs.put, operation=put, timed=False),
-        Route(verb="GET", path=f"{ROOT}/blobs/{{sha256}}", handler=blobs.get, operation=get, timed=False),
-        Route(verb="PUT", path=f"{ROOT}/uploads/{{upload}}", handler=blobs.write, operation=write, timed=False),
+        Route(verb="PUT", path=f"{ROOT}/blobs/{{sha256}}", handler=blobs.put, operation=_PUT, timed=False),
+        Route(verb="GET", path=f"{ROOT}/blobs/{{sha256}}", handler=blobs.get, operation=_GET, timed=False),
+        Route(verb="PUT", path=f"{ROOT}/uploads/{{upload}}", handler=blobs.write, operation=_WRITE, timed=False),
     ]

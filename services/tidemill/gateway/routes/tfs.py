@@ -99,6 +99,7 @@ class _Spec:
 
     @classmethod
     def of(cls, request: Request) -> "_Spec":
+        """What the path says. Raises `Invalid` for what is no name."""
         given = request.path_params
         for parameter, value in given.items():
             names.check(value, parameter)
