@@ -11,7 +11,7 @@ from tidemill.errors import DeadlineExceeded, Exhausted, TidemillError, Unavaila
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 FIRST = 0.25
-LONGEST = 10.0
+LONGEST = 5.0
 """First and longest pause between two attempts, in seconds."""
 
 

@@ -11,7 +11,7 @@ from tidemill.kv.session import LeaseSession
 from tidemill.training.changes import ALL
 from tidemill.training.janitor import Janitor
 from tidemill.training.jobs import Job, State, move
-from tidemill.training.patience import Attempts, is_passing, patiently
+from tidemill.training.patience import Attempts, patiently
 from tidemill.training.run import JobRun
 from tidemill.training.store import LEADER
 from tidemill.training.workshop import Workshop
@@ -42,6 +42,8 @@ class Scheduler:
         self._lease = lease
         self._runs: dict[str, JobRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._later: dict[str, float] = {}
+        """When a job is taken up again that was dropped."""
         self._stopping = False
 
     def view(self, job: Job) -> Job:
@@ -67,8 +69,6 @@ class Scheduler:
                     LOG.info("this orchestrator leads")
                     await self._lead(session)
             except TidemillError as error:
-                if not (is_passing(error) or isinstance(error, Stale)):
-                    raise
                 await attempts.pause(error)
 
     async def follow(self) -> None:
@@ -84,8 +84,6 @@ class Scheduler:
                         for identifier in ids:
                             changes.touch(identifier)
             except TidemillError as error:
-                if not is_passing(error):
-                    raise
                 await attempts.pause(error)
 
     async def stop(self) -> None:
@@ -120,7 +118,7 @@ class Scheduler:
         self._shop.placement.note(jobs)
         self._shop.counters.active(Tally(job.state for job in jobs))
         for job in jobs:
-            if self._stopping or job.id in self._tasks:
+            if self._stopping or job.id in self._tasks or self._shop.clock.monotonic() < self._later.get(job.id, 0.0):
                 continue
             if job.state is not State.PENDING or len(self._tasks) < self._most:
                 await self._take_up(job)
@@ -139,7 +137,10 @@ class Scheduler:
         self._tasks.pop(identifier, None)
         self._runs.pop(identifier, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            LOG.error("a job is dropped for a fault of ours", exc_info=error, extra={"job": f"jobs/{identifier}"})
+            LOG.error("a job is dropped, and taken up again", exc_info=error, extra={"job": f"jobs/{identifier}"})
+            self._later[identifier] = self._shop.clock.monotonic() + TICK
+        else:
+            self._later.pop(identifier, None)
         self._shop.changes.touch(identifier)
 
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from tidemill.errors import AlreadyExists, FailedPrecondition, NotFound, Stale, Unavailable, invalid
+from tidemill.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Stale, Unavailable, invalid
 from tidemill.kv.base import CompactedError, Compare, Delete, Entry, Kv, Operation, Put
 from tidemill.training import records
 from tidemill.training.epochs import Epoch
@@ -37,6 +37,7 @@ _FORMAT = f"{ROOT}format"
 _LAST = 10**20 - 1
 _READS = 16
 _SCAN = 100
+_REMEMBERED = 256
 _OUTSIDE = frozenset({"epochs", "revision"})
 
 
@@ -82,6 +83,9 @@ class JobStore:
     def __init__(self, opener: Callable[[], Awaitable[Kv]]) -> None:
         self._opener = opener
         self._opened: Kv | None = None
+        self._known: dict[str, tuple[Epoch, ...]] = {}
+        """Epochs of the jobs that were looked at last."""
+        self._unreadable: set[str] = set()
 
     @property
     def kv(self) -> Kv:
@@ -175,9 +179,20 @@ class JobStore:
         if entry is None:
             return None
         job = records.decode(Job, entry.value)
-        page = await self.kv.range(_epochs(job.uid))
-        epochs = tuple(records.decode(Epoch, each.value) for each in page.entries)
-        return replace(job, revision=entry.mod_revision, epochs=epochs)
+        return replace(job, revision=entry.mod_revision, epochs=await self._epochs_of(job.uid))
+
+    async def _epochs_of(self, uid: str) -> tuple[Epoch, ...]:
+        """The epochs of a job; as they never change, only those that are not known here are read."""
+        known = self._known.pop(uid, ())
+        start = f"{_epochs(uid)}{known[-1].epoch:05d}" if known else ""
+        page = await self.kv.range(_epochs(uid), start_after=start)
+        if page.entries:
+            known = (*known, *(records.decode(Epoch, entry.value) for entry in page.entries))
+        if known:
+            self._known[uid] = known
+            while len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+        return known
 
     async def get(self, identifier: str) -> Job:
         """The job with this id. Raises NotFound."""
@@ -225,8 +240,15 @@ class JobStore:
         gate = asyncio.Semaphore(_READS)
 
         async def read(entry: Entry) -> Listed | None:
-            async with gate:
-                job = await self.find(entry.value.decode())
+            identifier = entry.value.decode()
+            try:
+                async with gate:
+                    job = await self.find(identifier)
+            except DataLoss as error:  # one that is damaged must not hide the others
+                if identifier not in self._unreadable:
+                    LOG.error("jobs/%s is left out: %s", identifier, error.message)
+                self._unreadable.add(identifier)
+                return None
             return Listed(job=job, position=entry.key.removeprefix(NEWEST)) if job else None
 
         found = await asyncio.gather(*(read(entry) for entry in index))

@@ -341,7 +341,7 @@ class Epoch(_message.Message):
     seconds: _builtins.float
     """Duration in seconds."""
     checkpoint: _builtins.str
-    """Digest of the checkpoint artifact; empty when none was kept."""
+    """Digest of the checkpoint artifact; empty when none was kept. After the job has ended only the best epoch's remains."""
     best: _builtins.bool
     """Whether it is the best one so far."""
     @_builtins.property
