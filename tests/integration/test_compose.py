@@ -92,6 +92,7 @@ class Containers:
 
     def __init__(self, folder: Path, described: Any, etcd: EtcdServer, s3: S3Server, collector: str) -> None:
         self._folder = folder
+        folder.mkdir()
         self._processes: list[subprocess.Popen[bytes]] = []
         ports = iter(free_ports(2 * len(OURS) + 4))
         self.addresses = {name: f"127.0.0.1:{next(ports)}" for name in OURS}
