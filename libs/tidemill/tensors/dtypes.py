@@ -84,3 +84,22 @@ def of(array: "np.ndarray[Any, Any]") -> DataType:
         return _BY_NUMPY[array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype]
     except KeyError:
         raise Invalid(f"arrays of {array.dtype} cannot be sent", reason="UNKNOWN_DATATYPE") from None
+
+
+def fit(array: "np.ndarray[Any, Any]", name: str) -> "np.ndarray[Any, Any]":
+    """Numbers as the element type of this OIP name, since files and JSON know fewer types than models do.
+
+    No more is lost than digits of a float. What is no number, or is wanted as BYTES, stays as it is.
+
+    Raises:
+        Invalid: there is no such element type, or a value that it cannot hold.
+    """
+    wanted = parse(name)
+    if array.dtype.kind not in "biuf" or wanted is DataType.BYTES or array.dtype == wanted.numpy:
+        return array
+    with np.errstate(all="ignore"):
+        fitted = array.astype(wanted.numpy)
+    same = np.isfinite(fitted) == np.isfinite(array) if fitted.dtype.kind == "f" else fitted == array
+    if not same.all():
+        raise Invalid(f"some values cannot be {name}", reason="VALUE_OUT_OF_RANGE")
+    return fitted

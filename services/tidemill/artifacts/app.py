@@ -11,7 +11,6 @@ from tidemill.artifacts import stores
 from tidemill.artifacts.blobs import Blobs
 from tidemill.artifacts.catalog import Catalog
 from tidemill.artifacts.config import ArtifactsConfig
-from tidemill.artifacts.datadir import DataDirectory
 from tidemill.artifacts.metrics import Metrics
 from tidemill.artifacts.sections import Sections
 from tidemill.artifacts.servicer import ArtifactServicer
@@ -20,11 +19,14 @@ from tidemill.artifacts.uploads import Limits, Uploads
 from tidemill.clients.instances import Registration
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
+from tidemill.datadir import DataDirectory
 from tidemill.rpc.app import App, Hook, observer, telemetry
 from tidemill.rpc.server import AioServer, Service
 
 LOG = logging.getLogger(__name__)
 SERVICE = pb.DESCRIPTOR.services_by_name["ArtifactService"]
+FORMAT = 1
+"""Version of what lies in the data directory."""
 MAINTENANCE = 30.0
 """Seconds between two looks for uploads to give up and deletions to finish."""
 
@@ -66,7 +68,7 @@ def build(config: ArtifactsConfig, *, store: Store | None = None, clock: Clock |
     sections = Sections()
     blobs = Blobs(store, sections, metrics)
     catalog = Catalog(store, blobs, sections)
-    directory = DataDirectory(Path(config.data))
+    directory = DataDirectory(Path(config.data), FORMAT)
     uploads = Uploads(directory.path / "uploads", blobs, sections, _limits(config), clock, metrics)
     servicer = ArtifactServicer(uploads, blobs, catalog)
     service = Service.of(pg.add_ArtifactServiceServicer_to_server, servicer, SERVICE)

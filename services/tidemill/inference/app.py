@@ -16,12 +16,12 @@ from tidemill.clients.instances import Registration
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
 from tidemill.config import set_default
+from tidemill.datadir import DataDirectory
 from tidemill.errors import DataLoss, TidemillError
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.desired import Desired, SavedDesired
 from tidemill.inference.downloads import Downloads
 from tidemill.inference.engine import Engine
-from tidemill.inference.files import open_directory
 from tidemill.inference.follower import Follower
 from tidemill.inference.loader import Loader
 from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, OipServicer
@@ -34,6 +34,8 @@ from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry
 
 LOG = logging.getLogger(__name__)
+FORMAT = 1
+"""Version of what lies in the data directory."""
 _ENVELOPE = 1 << 16
 """Bytes that a message may have beside its tensors."""
 
@@ -59,6 +61,7 @@ def build(
     signals = telemetry("inference", config)
     followed = registry or RegistryClient(config.registry_address, tracer=signals.tracer)
     source = artifacts or ArtifactsClient(config.artifacts_address, tracer=signals.tracer)
+    directory = DataDirectory(Path(config.data), FORMAT)
     repository = Repository(config.default_alias)
     engine = Engine(signals.tracer, signals.registry, config.max_message_bytes)
     loader = _loader(config, source, engine, signals)
@@ -71,20 +74,21 @@ def build(
         followed, service="inference", instance_id=_instance_id(config), address=lambda: app.address, clock=clock
     )
 
-    async def close_clients() -> None:
+    async def close() -> None:
         for client, given in ((followed, registry), (source, artifacts)):
             if client is not given:
                 await client.close()
+        directory.close()
 
     app = App(
         "inference",
         config,
         signals,
         server,
-        starters=[lambda: asyncio.to_thread(open_directory, Path(config.data)), state.restore],
+        starters=[lambda: asyncio.to_thread(directory.open), state.restore],
         tasks=[Follower(followed, state.want, clock).run, lambda: _announce(registration)],
         stoppers=[state.drain, registration.withdraw],
-        closers=[reconciler.close, close_clients],
+        closers=[reconciler.close, close],
         clock=clock,
     )
     return app

@@ -13,6 +13,7 @@ from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.instances import Registration as Announcement
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
+from tidemill.datadir import DataDirectory
 from tidemill.kv.base import Kv
 from tidemill.kv.open import open_kv
 from tidemill.rpc.app import App, observer, telemetry
@@ -24,7 +25,6 @@ from tidemill.training.config import TrainingConfig
 from tidemill.training.counters import Counters
 from tidemill.training.crew import Patience
 from tidemill.training.desk import Desk
-from tidemill.training.folder import Folder
 from tidemill.training.janitor import Janitor
 from tidemill.training.launchers.base import Launcher, Settings
 from tidemill.training.logs import Limits, LogDirectory
@@ -38,6 +38,8 @@ from tidemill.training.tokens import Tokens
 from tidemill.training.workers_servicer import WorkerServicer
 from tidemill.training.workshop import Seat, Workshop
 
+FORMAT = 1
+"""Version of what lies in the data directory."""
 WORKER = (sys.executable, "-m", "tidemill.training.worker")
 
 
@@ -56,7 +58,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     signals = telemetry("training", config)
     registry = RegistryClient(config.registry_address, tracer=signals.tracer)
     artifacts = ArtifactsClient(config.artifacts_address, tracer=signals.tracer)
-    folder = Folder(Path(config.data).absolute())
+    folder = DataDirectory(Path(config.data).absolute(), FORMAT)
 
     async def opener() -> Kv:
         if kv is not None:
@@ -66,7 +68,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
         )
 
     store = JobStore(opener)
-    shop = _workshop(config, folder, store, registry, artifacts, signals, clock, lambda: _environment(config, app))
+    shop = _workshop(config, folder.path, store, registry, artifacts, signals, clock, lambda: _environment(config, app))
     janitor = Janitor(store, shop.shards, shop.artifacts, shop.changes, clock)
     scheduler = Scheduler(shop, janitor, most=config.max_running, lease=config.lease_seconds)
     desk = Desk(
@@ -79,8 +81,12 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     async def close_streams() -> None:
         shop.changes.close()
 
-    async def clear_scratch() -> None:
-        await shop.launcher.clean("")
+    async def open_folder() -> None:
+        folder.open()
+        await shop.launcher.clean("")  # what processes before have left
+
+    async def close_folder() -> None:
+        folder.close()
 
     services = pb.DESCRIPTOR.services_by_name
     app = App(
@@ -99,10 +105,10 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
             observer(config, signals),
         ),
         checks={"store": store.check},
-        starters=[folder.open, clear_scratch, store.open],
+        starters=[open_folder, store.open],
         tasks=[scheduler.follow, scheduler.run, announcement.run],
         stoppers=[announcement.withdraw, close_streams, scheduler.stop],
-        closers=[registry.close, artifacts.close, *([store.close] if kv is None else []), folder.close],
+        closers=[registry.close, artifacts.close, *([store.close] if kv is None else []), close_folder],
         clock=clock,
     )
     return app
@@ -110,7 +116,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
 
 def _workshop(
     config: TrainingConfig,
-    folder: Folder,
+    folder: Path,
     store: JobStore,
     registry: RegistryClient,
     artifacts: ArtifactsClient,
@@ -125,13 +131,13 @@ def _workshop(
         command=config.worker_command or WORKER,
         threads=config.worker_threads,
         grace=config.worker_grace_seconds,
-        scratch=folder.scratch,
+        scratch=folder / "scratch",
     )
     return Workshop(
         owner=secrets.token_hex(8),
         store=store,
         changes=Changes(),
-        logs=LogDirectory(folder.logs, clock, Limits(lines=config.log_lines, bytes=config.log_bytes)),
+        logs=LogDirectory(folder / "logs", clock, Limits(lines=config.log_lines, bytes=config.log_bytes)),
         tokens=tokens,
         launcher=plugins.load(launchers, config.launcher, Launcher)(settings),
         shards=shards,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.errors import DataLoss, FailedPrecondition, Invalid
+from tidemill.errors import DataLoss, Invalid
 from tidemill.inference.cache import BlobCache
-from tidemill.inference.files import open_directory, write_atomically
+from tidemill.inference.files import write_atomically
 from tidemill.inference.manifests import File, ManifestCache
 
 DATA = b"weights" * 1000
@@ -97,20 +97,6 @@ def test_manifests_are_remembered_and_damaged_ones_forgotten(tmp_path: Path) -> 
         assert manifests.read(DIGEST) is None
     manifests.prune(lambda name: False)
     assert names_in(tmp_path) == set()
-
-
-def test_data_directory_of_a_later_release_is_left_alone(tmp_path: Path) -> None:
-    directory = tmp_path / "data"
-    open_directory(directory)
-    assert directory.stat().st_mode & 0o077 == 0
-    open_directory(directory)
-    (directory / "FORMAT").write_text("2\n")
-    with pytest.raises(FailedPrecondition) as refused:
-        open_directory(directory)
-    assert refused.value.reason == "DATA_VERSION_NEWER"
-    (directory / "FORMAT").write_text("two\n")
-    with pytest.raises(FailedPrecondition):
-        open_directory(directory)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

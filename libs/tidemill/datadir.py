@@ -6,15 +6,18 @@ from pathlib import Path
 
 from tidemill import errors
 
-FORMAT = 1
-"""Version of what this code writes; counted up when older code could not read it."""
-
 
 class DataDirectory:
-    """A directory that holds the file `FORMAT` and is locked while a process uses it."""
+    """A directory that holds the file `FORMAT` and is locked while a process uses it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: where it is; made when it is opened.
+        version: of what this code writes there; counted up when older code could not read it.
+    """
+
+    def __init__(self, path: Path, version: int) -> None:
         self.path = path
+        self._version = version
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -52,7 +55,7 @@ class DataDirectory:
             text = path.read_text(encoding="ascii").strip()
         except FileNotFoundError:
             temporary = path.with_suffix(".new")
-            temporary.write_text(f"{FORMAT}\n", encoding="ascii")
+            temporary.write_text(f"{self._version}\n", encoding="ascii")
             temporary.replace(path)
             return
         except UnicodeDecodeError:
@@ -61,11 +64,11 @@ class DataDirectory:
             raise errors.FailedPrecondition(
                 f"{path} does not hold a number: is this a data directory?", reason="DATA_VERSION_UNKNOWN"
             )
-        if int(text) > FORMAT:
+        if int(text) > self._version:
             raise errors.FailedPrecondition(
-                f"{self.path} has data version {text}, this release knows up to {FORMAT}: use a newer one",
+                f"{self.path} has data version {text}, this release knows up to {self._version}: use a newer one",
                 reason="DATA_VERSION_NEWER",
-                metadata={"version": text, "supported": str(FORMAT)},
+                metadata={"version": text, "supported": str(self._version)},
             )
 
     def close(self) -> None:

@@ -7,11 +7,11 @@ import pytest
 from tests.support.artifacts import config, service_process
 from tidemill import errors
 from tidemill.artifacts.app import build
-from tidemill.artifacts.datadir import DataDirectory
+from tidemill.datadir import DataDirectory
 
 
 def test_a_new_directory_is_private_and_gets_its_version(tmp_path: Path) -> None:
-    directory = DataDirectory(tmp_path / "new" / "data")
+    directory = DataDirectory(tmp_path / "new" / "data", 1)
     directory.open()
     assert (directory.path / "FORMAT").read_text() == "1\n"
     assert directory.path.stat().st_mode & 0o777 == 0o700
@@ -33,7 +33,7 @@ async def test_another_version_is_refused_and_left_alone(tmp_path: Path, text: s
 
 
 def test_a_second_owner_is_refused(tmp_path: Path) -> None:
-    first, second = DataDirectory(tmp_path), DataDirectory(tmp_path)
+    first, second = DataDirectory(tmp_path, 1), DataDirectory(tmp_path, 1)
     first.open()
     with pytest.raises(errors.FailedPrecondition) as refused:
         second.open()
@@ -46,7 +46,7 @@ def test_a_second_owner_is_refused(tmp_path: Path) -> None:
 def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.Unavailable):
-        DataDirectory(tmp_path / "file" / "data").open()
+        DataDirectory(tmp_path / "file" / "data", 1).open()
 
 
 def test_a_process_says_in_one_line_why_it_does_not_start(tmp_path: Path) -> None:
