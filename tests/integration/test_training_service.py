@@ -80,18 +80,31 @@ async def test_patience_ends_training_early(neighbours: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "said"),
-    [("crash:1", "was killed by SIGKILL"), ("hang:0", "gave no sign of life"), ("exit:0", "status 3")],
+    ("rank", "script", "said"), [(1, "crash:1", "was killed by SIGKILL"), (0, "exit:0", "ended with status 3")]
 )
-async def test_a_dead_worker_is_replaced(neighbours: World, script: str, said: str) -> None:
-    async with neighbours.training(worker_silence_seconds=4.0) as client:
-        done = await ended(client, await client.create_job(spec(script, workers=2)), State.STATE_SUCCEEDED)
+async def test_a_dead_worker_is_replaced(neighbours: World, rank: int, script: str, said: str) -> None:
+    async with neighbours.training() as client:
+        job = await client.create_job(spec(f"{script} train:0:*", workers=2))
+        await until(lambda: _replaced(client, job))
+        neighbours.open_gate("train")
+        done = await ended(client, job, State.STATE_SUCCEEDED)
         log = await lines(client, done)
-    rank = int(script[-1])
     assert done.restarts == 1
     assert [worker.attempt for worker in done.workers] == [int(worker.rank == rank) for worker in done.workers]
     assert any(said in line for line in log)
     assert neighbours.apps[0].telemetry.registry.get_sample_value("tidemill_worker_restarts_total") == 1
+
+
+async def _replaced(client: TrainingClient, job: pb.Job) -> bool:
+    return (await client.get_job(job.name)).restarts == 1
+
+
+async def test_a_silent_worker_is_replaced(neighbours: World) -> None:
+    async with neighbours.training(worker_silence_seconds=4.0) as client:
+        done = await ended(client, await client.create_job(spec("hang:0")), State.STATE_SUCCEEDED)
+        log = await lines(client, done)
+    assert done.restarts == done.workers[0].attempt >= 1
+    assert "worker 0, attempt 0: gave no sign of life for 4 s and was killed" in log
 
 
 @pytest.mark.parametrize(
@@ -183,7 +196,7 @@ async def test_a_job_is_cancelled_wherever_it_is(neighbours: World, script: str)
 
 
 async def _running(client: TrainingClient, job: pb.Job) -> bool:
-    return all(worker.pid for worker in (await client.get_job(job.name)).workers)
+    return any(worker.pid for worker in (await client.get_job(job.name)).workers)
 
 
 async def test_a_waiting_job_is_cancelled_at_once(neighbours: World) -> None:

@@ -60,14 +60,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     artifacts = ArtifactsClient(config.artifacts_address, tracer=signals.tracer)
     folder = DataDirectory(Path(config.data).absolute(), FORMAT)
 
-    async def opener() -> Kv:
-        if kv is not None:
-            return kv
-        return await open_kv(
-            config.store, clock=clock, username=config.store_user, password=config.store_password, tls=config.tls
-        )
-
-    store = JobStore(opener)
+    store = JobStore(lambda: _open(config, kv, clock))
     shop = _workshop(config, folder.path, store, registry, artifacts, signals, clock, lambda: _environment(config, app))
     janitor = Janitor(store, shop.shards, shop.artifacts, shop.changes, clock)
     scheduler = Scheduler(shop, janitor, most=config.max_running, lease=config.lease_seconds)
@@ -88,22 +81,11 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     async def close_folder() -> None:
         folder.close()
 
-    services = pb.DESCRIPTOR.services_by_name
     app = App(
         "training",
         config,
         signals,
-        AioServer(
-            [
-                Service.of(
-                    rpc.add_TrainingServiceServicer_to_server, TrainingServicer(desk), services["TrainingService"]
-                ),
-                Service.of(
-                    rpc.add_WorkerServiceServicer_to_server, WorkerServicer(shop.tokens), services["WorkerService"]
-                ),
-            ],
-            observer(config, signals),
-        ),
+        AioServer(_services(desk, shop), observer(config, signals)),
         checks={"store": store.check},
         starters=[open_folder, store.open],
         tasks=[scheduler.follow, scheduler.run, announcement.run],
@@ -112,6 +94,22 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
         clock=clock,
     )
     return app
+
+
+async def _open(config: TrainingConfig, kv: Kv | None, clock: Clock) -> Kv:
+    if kv is not None:
+        return kv
+    return await open_kv(
+        config.store, clock=clock, username=config.store_user, password=config.store_password, tls=config.tls
+    )
+
+
+def _services(desk: Desk, shop: Workshop) -> list[Service]:
+    described = pb.DESCRIPTOR.services_by_name
+    return [
+        Service.of(rpc.add_TrainingServiceServicer_to_server, TrainingServicer(desk), described["TrainingService"]),
+        Service.of(rpc.add_WorkerServiceServicer_to_server, WorkerServicer(shop.tokens), described["WorkerService"]),
+    ]
 
 
 def _workshop(
