@@ -30,7 +30,8 @@ from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.inference import InferenceClient
 from tidemill.clients.training import TrainingClient
 from tidemill.errors import TidemillError
-from tidemill.telemetry.setup import Telemetry, inject, setup
+from tidemill.telemetry.propagation import inject
+from tidemill.telemetry.setup import Telemetry, setup
 
 MODEL, ALIAS = "digits", "champion"
 WORKERS, SHARDS = 2, 2

@@ -18,7 +18,8 @@ from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.clients.parameters import LATEST
 from tidemill.rpc.status import translated
-from tidemill.telemetry.setup import setup, unsampled
+from tidemill.telemetry.propagation import unsampled
+from tidemill.telemetry.setup import setup
 from tidemill.tensors.blocks import Array
 
 ELEMENTS = 2500

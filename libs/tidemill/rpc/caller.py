@@ -11,11 +11,11 @@ from opentelemetry import trace
 
 from tidemill import errors
 from tidemill.rpc import deadline
-from tidemill.rpc.observe import request_id
 from tidemill.rpc.options import CONTROL_MESSAGE, channel_options
+from tidemill.rpc.requests import request_id
 from tidemill.rpc.status import REQUEST_ID, translated
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import inject
+from tidemill.telemetry.propagation import inject
 
 Metadata = tuple[tuple[str, str], ...]
 

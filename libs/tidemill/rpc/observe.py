@@ -1,10 +1,8 @@
 """What every server does around every call: request id, deadline, authorization, span, metrics, errors."""
 
 import logging
-import secrets
 import time
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 
 import grpc
 from google.rpc import status_pb2
@@ -15,12 +13,12 @@ from prometheus_client import Counter, Gauge, Histogram
 from tidemill import errors
 from tidemill.auth.policy import Authorizer
 from tidemill.rpc import deadline, status
+from tidemill.rpc.requests import begin_request
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import Telemetry, extract
+from tidemill.telemetry.propagation import extract
+from tidemill.telemetry.setup import Telemetry
 
 LOG = logging.getLogger(__name__)
-
-_request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
 def unobserved(method: str) -> bool:
@@ -106,20 +104,3 @@ class Call:
         observer.in_flight.labels(self._method).dec()
         observer.handled.labels(self._method, code.name).inc()
         observer.seconds.labels(self._method).observe(time.perf_counter() - self._started)
-
-
-def new_id() -> str:
-    """A new request id."""
-    return secrets.token_hex(8)
-
-
-def begin_request(given: str) -> str:
-    """The id of the request that begins in this context: `given` when that is fit to be logged, else a new one."""
-    fit = given.isascii() and given.isprintable() and 0 < len(given) <= 64
-    _request_id.set(given if fit else new_id())
-    return _request_id.get()
-
-
-def request_id() -> str:
-    """The id of the request in work, for the calls made on its behalf; a new one outside of any."""
-    return _request_id.get() or new_id()

@@ -11,10 +11,11 @@ from starlette.requests import Request
 
 from tidemill import errors
 from tidemill.auth.policy import Authorizer
-from tidemill.rpc.observe import begin_request
+from tidemill.rpc.requests import begin_request
 from tidemill.rpc.status import REQUEST_ID, UNEXPECTED
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import Telemetry, extract
+from tidemill.telemetry.propagation import extract
+from tidemill.telemetry.setup import Telemetry
 
 LOG = logging.getLogger(__name__)
 _VERBS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

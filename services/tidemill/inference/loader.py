@@ -22,7 +22,8 @@ from tidemill.inference.runtimes.base import Runtime, Settings
 from tidemill.inference.signatures import contradiction
 from tidemill.inference.warmup import warm_up
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import Telemetry, from_traceparent
+from tidemill.telemetry.propagation import from_traceparent
+from tidemill.telemetry.setup import Telemetry
 
 LOG = logging.getLogger(__name__)
 

@@ -64,9 +64,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     shop = _workshop(config, folder.path, store, registry, artifacts, signals, clock, lambda: _environment(config, app))
     janitor = Janitor(store, shop.shards, shop.artifacts, shop.changes, clock)
     scheduler = Scheduler(shop, janitor, most=config.max_running, lease=config.lease_seconds)
-    desk = Desk(
-        store, shop.changes, scheduler.view, shop.logs, shop.shards, shop.artifacts, clock, most=config.max_jobs
-    )
+    desk = Desk(store, shop.changes, scheduler.view, shop.logs, shop.shards, shop.artifacts, clock, config.max_jobs)
     announcement = Announcement(
         registry, service="training", instance_id=_instance_id(config), address=lambda: app.address, clock=clock
     )
@@ -81,11 +79,12 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     async def close_folder() -> None:
         folder.close()
 
+    server = AioServer(_services(desk, shop), observer(config, signals))
     app = App(
         "training",
         config,
         signals,
-        AioServer(_services(desk, shop), observer(config, signals)),
+        server,
         checks={"store": store.check},
         starters=[open_folder, store.open],
         tasks=[scheduler.follow, scheduler.run, announcement.run],

@@ -47,7 +47,6 @@ class Desk:
         shards: Shards,
         artifacts: Artifacts,
         clock: Clock,
-        *,
         most: int,
     ) -> None:
         self._store = store

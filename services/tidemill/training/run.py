@@ -8,7 +8,7 @@ from opentelemetry import trace
 
 from tidemill.errors import NotFound, TidemillError
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import from_traceparent
+from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import epochs
 from tidemill.training.jobs import Job, State, move
 from tidemill.training.ledger import CancelAsked, Fenced, Ledger

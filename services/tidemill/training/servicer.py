@@ -10,7 +10,7 @@ from tidemill import names
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.api.training.v1 import training_pb2_grpc as rpc
 from tidemill.rpc import paging
-from tidemill.telemetry.setup import traceparent
+from tidemill.telemetry.propagation import traceparent
 from tidemill.training import convert
 from tidemill.training.desk import Desk
 

@@ -9,7 +9,8 @@ from opentelemetry import trace
 
 from tidemill.errors import Invalid
 from tidemill.telemetry.logs import JsonFormatter, TextFormatter
-from tidemill.telemetry.setup import extract, from_traceparent, inject, setup, traceparent, unsampled
+from tidemill.telemetry.propagation import extract, from_traceparent, inject, traceparent, unsampled
+from tidemill.telemetry.setup import setup
 from tidemill.telemetry.spanfiles import JsonLinesExporter, read_spans
 
 

@@ -7,7 +7,7 @@ from opentelemetry import context, trace
 from opentelemetry.util.types import AttributeValue
 
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import unsampled
+from tidemill.telemetry.propagation import unsampled
 from tidemill.training.worker.stop import Stopped
 
 

@@ -12,7 +12,7 @@ from opentelemetry.util.types import AttributeValue
 from tidemill import plugins
 from tidemill.errors import TidemillError
 from tidemill.telemetry import attributes
-from tidemill.telemetry.setup import from_traceparent
+from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import strategies
 from tidemill.training.strategies.base import ParameterServer, Strategy, Team
 from tidemill.training.worker.delivery import Delivery
