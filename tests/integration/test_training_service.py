@@ -284,6 +284,7 @@ async def test_validation_alone_creates_nothing(neighbours: World) -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
+        ({"colour": "red"}, "spec"),
         ({"model": {"name": "llm"}}, "spec.model.name"),
         ({"model": {"name": "mlp", "parameters": {"hidden": [0]}}}, "spec.model.parameters.hidden[0]"),
         ({"model": {"name": "cnn"}}, "spec.model"),
