@@ -8,7 +8,7 @@ with Tidemill() as tidemill:
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +20,7 @@ from tidemill.clients.inference import InferenceClient
 from tidemill.clients.registry import RegistryClient
 from tidemill.clients.training import TrainingClient
 from tidemill.rpc.loop import LoopThread
+from tidemill.tensors import dtypes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,14 +75,23 @@ class Tidemill:
         self.close()
 
     def close(self) -> None:
-        """Close all channels."""
-        self._loop.run(_close(self._made))
-        self._loop.close()
+        """Close all channels; closing again changes nothing, and any other call raises FailedPrecondition then."""
+        if self._made:
+            self._loop.run(_close(self._made))
+            self._made = {}
+            self._loop.close()
 
     def upload_dataset(self, *paths: str | Path) -> str:
-        """The digest of a data-set artifact made of these files (`.npz`, `.csv`, or MNIST's IDX files)."""
+        """The digest of a data-set artifact made of these files (`.npz`, `.csv`, or MNIST's IDX files).
+
+        Raises:
+            Invalid: two of them have the same name.
+            OSError: one cannot be read.
+        """
         files = {Path(path).name: Path(path) for path in paths}
-        return str(self._loop.run(self._made["artifacts"].create_artifact("dataset", files)).digest)
+        if len(files) < len(paths):
+            raise errors.Invalid("data set: two files have the same name", reason="NAME_TAKEN")
+        return str(self.artifacts.create_artifact("dataset", files).digest)
 
     def train(
         self,
@@ -100,7 +110,7 @@ class Tidemill:
             dataset: name of a built-in data set, or digest of an artifact.
             parameters: hyperparameters of the model.
             register_as: name of the model to register the result under; "" = none.
-            progress: called with the job after every change.
+            progress: called with the job after every change; it may use this connection too.
             spec: further fields of `tidemill.api.training.v1.JobSpec`: `workers`, `shards`, `epochs`, `alias` ...
 
         Raises:
@@ -114,7 +124,12 @@ class Tidemill:
             "register_as": f"models/{register_as}" if register_as else "",
             **spec,
         }
-        job: pb.Job = self._loop.run(_train(self._made["training"], wanted, progress))
+        job: pb.Job = self.training.create_job(wanted)
+        with closing(self.training.watch_job(job.name)) as jobs:
+            for now in jobs:
+                job = now
+                if progress is not None:
+                    progress(job)
         if job.state != pb.Job.STATE_SUCCEEDED:
             reason = "JOB_CANCELLED" if job.state == pb.Job.STATE_CANCELLED else "JOB_FAILED"
             raise errors.FailedPrecondition(f"{job.name}: {job.error or 'was cancelled'}", reason=reason)
@@ -122,7 +137,7 @@ class Tidemill:
 
     def deploy(self, model: str, version: int, alias: str = "champion") -> None:
         """Point an alias at a version; inference follows within moments."""
-        self._loop.run(self._made["registry"].set_alias(model, alias, version))
+        self.registry.set_alias(model, alias, version)
 
     def predict(
         self, model: str, inputs: "np.ndarray | Mapping[str, np.ndarray]", *, version: str = ""
@@ -131,10 +146,19 @@ class Tidemill:
 
         Args:
             model: name of the model.
-            inputs: its inputs by name, or the only one.
-            version: number or alias; "" = the default.
+            inputs: its inputs by name, or the only one; numbers become what the model takes where they can.
+            version: number or alias; "" = the server's choice.
+
+        Raises:
+            NotFound: no such model or version is served.
+            Invalid: the inputs are not what the model takes.
         """
-        return self._loop.run(_predict(self._made["inference"], model, inputs, version))  # type: ignore[no-any-return]
+        metadata = self.inference.metadata(model, version)
+        kinds = {tensor.name: tensor.datatype for tensor in metadata.inputs}
+        named = inputs if isinstance(inputs, Mapping) else {next(iter(kinds)): inputs}
+        fitted = {name: dtypes.fit(array, kinds[name]) if name in kinds else array for name, array in named.items()}
+        outputs: dict[str, np.ndarray] = self.inference.infer(model, fitted, version=version).outputs
+        return outputs if isinstance(inputs, Mapping) else next(iter(outputs.values()))
 
 
 async def _make(addresses: Mapping[str, str]) -> dict[str, Any]:
@@ -144,20 +168,3 @@ async def _make(addresses: Mapping[str, str]) -> dict[str, Any]:
 async def _close(clients: Mapping[str, Any]) -> None:
     for client in clients.values():
         await client.close()
-
-
-async def _train(client: TrainingClient, spec: Mapping[str, Any], progress: Callable[[pb.Job], None] | None) -> pb.Job:
-    job = await client.create_job(spec)
-    async with aclosing(client.watch_job(job.name)) as jobs:
-        async for job in jobs:
-            if progress is not None:
-                progress(job)
-    return job
-
-
-async def _predict(client: InferenceClient, model: str, inputs: Any, version: str) -> Any:
-    if isinstance(inputs, Mapping):
-        return (await client.infer(model, inputs, version=version)).outputs
-    metadata = await client.metadata(model, version)
-    result = await client.infer(model, {metadata.inputs[0].name: inputs}, version=version)
-    return next(iter(result.outputs.values()))

@@ -3,9 +3,12 @@
 import asyncio
 import concurrent.futures
 import contextvars
+import inspect
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
+
+from tidemill.errors import FailedPrecondition
 
 T = TypeVar("T")
 
@@ -15,16 +18,27 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop.run_forever, name="loop", daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """The result of `work`, run in the loop with the caller's context (trace and deadline).
 
+        Whoever is interrupted while waiting (Ctrl-C) leaves nothing running: `work` is cancelled then.
+
         Raises:
             TimeoutError: `work` took longer than `timeout` seconds; it is cancelled then.
+            FailedPrecondition: with reason CLOSED, after `close`.
+            concurrent.futures.CancelledError: `close` came meanwhile.
         """
-        return self._settle(self._submit(work), timeout)
+        result = self._submit(work)
+        try:
+            return result.result(timeout)
+        except (TimeoutError, KeyboardInterrupt):
+            result.cancel()
+            raise
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
         result: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -32,35 +46,42 @@ class LoopThread:
 
         def start() -> None:
             task = self._loop.create_task(work, context=context)
-            result.add_done_callback(lambda r: self._loop.call_soon_threadsafe(task.cancel) if r.cancelled() else None)
+            result.add_done_callback(lambda r: self._cancel(task) if r.cancelled() else None)
             task.add_done_callback(lambda t: _copy(t, result))
 
-        self._loop.call_soon_threadsafe(start)
-        return result
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(start)
+                return result
+        work.close()
+        raise FailedPrecondition("the connection is closed", reason="CLOSED")
 
-    def _settle(self, result: "concurrent.futures.Future[T]", timeout: float | None) -> T:
-        try:
-            return result.result(timeout)
-        except (TimeoutError, KeyboardInterrupt):
-            result.cancel()
-            raise
+    def _cancel(self, task: "asyncio.Task[Any]") -> None:
+        with self._lock:
+            if not self._closed:  # closing cancels everything by itself
+                self._loop.call_soon_threadsafe(task.cancel)
 
     def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        """The items of an asynchronous iterator, one by one; closing this closes that."""
+        """The items of an asynchronous iterator, one by one; closing this closes that. Raises as `run`."""
         try:
             while True:
                 try:
-                    yield self.run(_next(items))
+                    item = self.run(_next(items))
                 except StopAsyncIteration:
                     return
+                yield item
         finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                self.run(close())
+            if inspect.isasyncgen(items) and not self._closed:  # closing the loop has closed its generators too
+                self.run(items.aclose())
 
     def close(self) -> None:
-        """Cancel what still runs and end the thread."""
-        self.run(_cancel_others())
+        """Cancel what still runs and end the thread. Closing again changes nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ended = asyncio.run_coroutine_threadsafe(_end(), self._loop)
+        ended.result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -70,19 +91,21 @@ async def _next(items: AsyncIterator[T]) -> T:
     return await anext(items)
 
 
-async def _cancel_others() -> None:
+async def _end() -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    loop = asyncio.get_running_loop()
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
 
 
 def _copy(task: "asyncio.Task[T]", result: "concurrent.futures.Future[T]") -> None:
-    if result.cancelled() or not result.set_running_or_notify_cancel():
+    error = concurrent.futures.CancelledError() if task.cancelled() else task.exception()
+    if not result.set_running_or_notify_cancel():  # nobody waits any more
         return
-    if task.cancelled():
-        result.set_exception(concurrent.futures.CancelledError())
-    elif (error := task.exception()) is not None:
+    if error is not None:
         result.set_exception(error)
     else:
         result.set_result(task.result())

@@ -1,7 +1,7 @@
 """The embedded stack: which programs `tidemill up` runs, on which ports, over which data directory."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tidemill.cli.supervisor import Program
@@ -12,6 +12,17 @@ INFERENCE, INFERENCE_SECOND = 8001, 8500
 OIP_REST, TFS_REST, MANAGEMENT = 8000, 8501, 8080
 OPS = {"registry": 9101, "artifacts": 9102, "training": 9103, "parameters": 9104, "inference": 8002, "gateway": 9106}
 SHARD_STRIDE = 10
+MOST_OFFSET, MOST_SHARDS = 50000, 16
+SERVICES = {
+    "registry": "TIDEMILL_REGISTRY_ADDRESS",
+    "artifacts": "TIDEMILL_ARTIFACTS_ADDRESS",
+    "training": "TIDEMILL_TRAINING_ADDRESS",
+    "inference": "TIDEMILL_INFERENCE_ADDRESS",
+    "gateway": "TIDEMILL_GATEWAY_URL",
+}
+"""The variable that says where a service is."""
+_TIERS = {"registry": 0, "artifacts": 1, "parameters": 2}
+"""What others need while they stop has a lower tier; the rest is in the highest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +40,10 @@ class Stack:
     shards: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port_offset <= 50000:
-            raise invalid("port-offset", "must be in [0, 50000]")
-        if not 1 <= self.shards <= 16:
-            raise invalid("shards", "must be in [1, 16]")
+        if not 0 <= self.port_offset <= MOST_OFFSET:
+            raise invalid("port-offset", f"must be in [0, {MOST_OFFSET}]")
+        if not 1 <= self.shards <= MOST_SHARDS:
+            raise invalid("shards", f"must be in [1, {MOST_SHARDS}]")
 
     def address(self, port: int) -> str:
         """Where `port` is found on this machine."""
@@ -41,13 +52,13 @@ class Stack:
     @property
     def addresses(self) -> dict[str, str]:
         """The variables by which services and commands find each other."""
-        return {
-            "TIDEMILL_REGISTRY_ADDRESS": self.address(REGISTRY),
-            "TIDEMILL_ARTIFACTS_ADDRESS": self.address(ARTIFACTS),
-            "TIDEMILL_TRAINING_ADDRESS": self.address(TRAINING),
-            "TIDEMILL_INFERENCE_ADDRESS": self.address(INFERENCE),
-            "TIDEMILL_GATEWAY_URL": f"http://{self.address(MANAGEMENT)}",
-        }
+        ports = {"registry": REGISTRY, "artifacts": ARTIFACTS, "training": TRAINING, "inference": INFERENCE}
+        found = {SERVICES[service]: self.address(port) for service, port in ports.items()}
+        return {**found, SERVICES["gateway"]: f"http://{self.address(MANAGEMENT)}"}
+
+    def shard(self, number: int) -> str:
+        """Where a shard of the parameter server is found."""
+        return self.address(PARAMETERS + number * SHARD_STRIDE)
 
     @property
     def traces(self) -> Path:
@@ -87,10 +98,7 @@ class Stack:
             self._program("inference", INFERENCE, inference),
             self._program("gateway", MANAGEMENT, gateway),
         ]
-        return [
-            Program(name=p.name, module=p.module, environment={**shared, **p.environment}, ready_url=p.ready_url)
-            for p in made
-        ]
+        return [replace(program, environment={**shared, **program.environment}) for program in made]
 
     def _program(
         self, service: str, port: int, environment: Mapping[str, str], name: str = "", shift: int = 0
@@ -103,6 +111,7 @@ class Stack:
             module=f"tidemill.{service}",
             environment={**ports, **environment},
             ready_url=f"http://127.0.0.1:{ops}/readyz",
+            tier=_TIERS.get(service, max(_TIERS.values()) + 1),
         )
 
     def _shard(self, number: int) -> Program:

@@ -4,26 +4,28 @@ It never imports grpc: a process that has used grpc must not fork, and this one 
 """
 
 import asyncio
-import logging
 import os
 import signal
+import socket
 import sys
-import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from logging.handlers import RotatingFileHandler
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
 from tidemill import config
+from tidemill.cli.logfile import LogFile
 from tidemill.errors import Unavailable
 
 USAGE_ERROR = 2
 """Exit status of a service whose settings are wrong or whose port is taken: starting it again would not help."""
-STOP_SECONDS = 8.0
-"""Time that services have to end after SIGTERM before they are killed."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+LOG_BYTES = 8 << 20
+_POLL = 0.1
 _LINE = 65536
 
 
@@ -36,40 +38,79 @@ class Program:
         module: run as `python -m module`.
         environment: variables beside those of this process.
         ready_url: answers 200 when the service can serve.
+        tier: programs of a higher tier are stopped first.
     """
 
     name: str
     module: str
     environment: Mapping[str, str]
     ready_url: str
+    tier: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Times in seconds.
+
+    Args:
+        first_pause, longest_pause: before a program is started again; doubled each time, up to the longest.
+        healthy: a program that ran so long begins with the first pause again.
+        tier: time for the programs of one tier to end before the next tier is stopped too.
+        grace: time for all programs to end before they are killed.
+        drain: time to read what is left of a program's output once it has ended.
+    """
+
+    first_pause: float = 0.5
+    longest_pause: float = 10.0
+    healthy: float = 60.0
+    tier: float = 3.0
+    grace: float = 8.0
+    drain: float = 1.0
+
+
 class _Child:
-    program: Program
-    process: asyncio.subprocess.Process | None = None
-    restarts: int = 0
-    log: RotatingFileHandler | None = None
-    readers: list["asyncio.Task[None]"] = field(default_factory=list)
+    """A program and its process, if it has one now."""
+
+    def __init__(self, program: Program, log: LogFile) -> None:
+        self.program = program
+        self.log = log
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.returncode is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """To its group: also what it may have started."""
+        if self.process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
 
 
 class Supervisor:
     """Keeps `programs` running until told to stop.
 
     Args:
-        programs: in order of dependency; they are stopped in the reverse order.
-        logs: directory of their log files, each bounded to 2 x 8 MiB.
+        programs: what to run; those with the highest tier are stopped first.
+        logs: directory of their log files, each bounded to twice `LOG_BYTES`.
         show: gets every log line, with the name of its program.
+        pace: how long things may take.
     """
 
-    def __init__(self, programs: Sequence[Program], logs: Path, show: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        logs: Path,
+        show: Callable[[str, str], None],
+        pace: Pace | None = None,
+    ) -> None:
         logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._logs = logs
         self._show = show
-        self._children = [_Child(program) for program in programs]
-        self._stopping = False
-        self._fatal: asyncio.Future[str] | None = None
-        self._keepers: list[asyncio.Task[None]] = []
+        self._logs = logs
+        self._pace = pace or Pace()
+        self._children = [_Child(p, LogFile(logs / f"{p.name}.log", LOG_BYTES)) for p in programs]
+        self._stopping = asyncio.Event()
+        self._keepers: dict[_Child, asyncio.Task[None]] = {}
 
     async def start(self, timeout: float) -> None:
         """Start all programs at once and return when every one is ready.
@@ -77,74 +118,99 @@ class Supervisor:
         Raises:
             Unavailable: one could not start, or was not ready within `timeout` seconds.
         """
-        self._fatal = asyncio.get_running_loop().create_future()
-        self._keepers = [asyncio.create_task(self._keep(child)) for child in self._children]
-        waits = asyncio.gather(*(self._ready(child) for child in self._children))
+        for child in self._children:
+            _check_free(child.program)
+        self._keepers = {child: asyncio.create_task(self._keep(child)) for child in self._children}
+        waits = {asyncio.create_task(self._ready(child)): child.program.name for child in self._children}
+        ready = asyncio.gather(*waits)
         try:
-            pending: set[asyncio.Future[Any]] = {waits, self._fatal}
-            await asyncio.wait(pending, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-            if self._fatal.done():
-                raise Unavailable(self._fatal.result(), reason="START_FAILED")
-            if not waits.done():
-                raise Unavailable(f"the services were not ready within {timeout:.0f} s", reason="START_FAILED")
+            first: set[asyncio.Future[Any]] = {ready, *self._keepers.values()}
+            await asyncio.wait(first, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            self._check()
+            late = [name for wait, name in waits.items() if not wait.done()]
+            if late:
+                raise Unavailable(f"not ready within {timeout:.0f} s: {', '.join(late)}", reason="START_FAILED")
+            await ready
         finally:
-            waits.cancel()
-            await asyncio.gather(waits, return_exceptions=True)
+            ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
 
     async def run(self) -> None:
-        """Return never, but by being cancelled, or when a program cannot be started any more.
+        """Return when all programs were told to stop.
 
         Raises:
-            Unavailable: with what it said.
+            Unavailable: one cannot be started any more.
         """
-        assert self._fatal is not None
-        raise Unavailable(await self._fatal, reason="START_FAILED")
+        await asyncio.wait(self._keepers.values(), return_when=asyncio.FIRST_COMPLETED)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises what ended a keeper."""
+        for keeper in self._keepers.values():
+            if keeper.done():
+                keeper.result()
 
     async def stop(self) -> None:
-        """End all programs: SIGTERM in reverse order, SIGKILL for those that are still there after `STOP_SECONDS`."""
-        self._stopping = True
-        alive = [child for child in reversed(self._children) if child.process and child.process.returncode is None]
-        for child in alive:
-            _signal(child, signal.SIGTERM)
-        waits = [asyncio.create_task(child.process.wait()) for child in alive if child.process]
-        if waits:
-            await asyncio.wait(waits, timeout=STOP_SECONDS)
+        """End all programs: SIGTERM by tiers, from the highest on, and SIGKILL for what is left when the time is up."""
+        self._stopping.set()
+        deadline = asyncio.get_running_loop().time() + self._pace.grace
+        order = sorted(self._keepers, key=lambda child: -child.program.tier)
+        for _, tier in groupby(order, key=lambda child: child.program.tier):
+            children = list(tier)
+            for child in children:
+                if child.alive:
+                    child.signal(signal.SIGTERM)
+            await self._ended(children, min(self._pace.tier, deadline - asyncio.get_running_loop().time()))
+        await self._ended(order, deadline - asyncio.get_running_loop().time())
+        for child in order:
+            if child.alive:
+                child.signal(signal.SIGKILL)
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)  # `run` has raised what there was
         for child in self._children:
-            _signal(child, signal.SIGKILL)  # to the group: also what a service may have left behind
-        await asyncio.gather(*waits)
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        for child in self._children:
-            await asyncio.gather(*child.readers, return_exceptions=True)
-            if child.log is not None:
-                child.log.close()
+            child.log.close()
+
+    async def _ended(self, children: Sequence[_Child], timeout: float) -> None:
+        if children:
+            await asyncio.wait([self._keepers[child] for child in children], timeout=max(0.0, timeout))
 
     async def _keep(self, child: _Child) -> None:
-        pause = _FIRST_PAUSE
-        while not self._stopping:
+        """Run a program again and again until all are stopped. Raises Unavailable when it says that there is no use."""
+        pause, name = self._pace.first_pause, child.program.name
+        while not self._stopping.is_set():
             began = asyncio.get_running_loop().time()
-            await self._spawn(child)
-            assert child.process is not None
-            status = await child.process.wait()
-            await asyncio.gather(*child.readers)
-            if self._stopping:
+            try:
+                status = await self._once(child)
+                how = _how(status)
+            except OSError as error:  # this machine has no room for another process now
+                status, how = -1, f"could not be started: {error.strerror}"
+            if self._stopping.is_set():
                 return
-            if status == USAGE_ERROR and self._fatal is not None and not self._fatal.done():
-                self._fatal.set_result(f"{child.program.name} could not start; see its lines above")
-                return
-            if asyncio.get_running_loop().time() - began > 60:
-                pause = _FIRST_PAUSE
-            child.restarts += 1
-            self._show(child.program.name, f"ended with status {status}; starting it again in {pause:.1f} s")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            if status == USAGE_ERROR:
+                raise Unavailable(f"{name} could not start; see {self._logs / name}.log", reason="START_FAILED")
+            if asyncio.get_running_loop().time() - began > self._pace.healthy:
+                pause = self._pace.first_pause
+            self._show(name, f"{how}; it is started again in {pause:.1f} s")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stopping.wait()
+            pause = min(pause * 2, self._pace.longest_pause)
 
-    async def _spawn(self, child: _Child) -> None:
-        program = child.program
-        if child.log is None:
-            child.log = RotatingFileHandler(self._logs / f"{program.name}.log", maxBytes=8 << 20, backupCount=1)
-        child.process = await asyncio.create_subprocess_exec(
+    async def _once(self, child: _Child) -> int:
+        """Run a program to its end; its exit status, negative for a signal. Raises OSError."""
+        process = child.process = await self._spawn(child.program)
+        if self._stopping.is_set():  # it was being made while the others were told to end
+            child.signal(signal.SIGTERM)
+        assert process.stdout is not None
+        reader = asyncio.create_task(self._forward(child, process.stdout))
+        status = await process.wait()
+        child.signal(signal.SIGKILL)  # what it has started must not go on without it
+        await asyncio.wait({reader}, timeout=self._pace.drain)  # what has left its group may keep the pipe open
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        return status
+
+    async def _spawn(self, program: Program) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "tidemill.cli.child",
@@ -157,8 +223,6 @@ class Supervisor:
             # A group of its own: Ctrl-C reaches only the supervisor, which then ends the services in order.
             start_new_session=True,
         )
-        assert child.process.stdout is not None
-        child.readers = [asyncio.create_task(self._forward(child, child.process.stdout))]
 
     async def _forward(self, child: _Child, stream: asyncio.StreamReader) -> None:
         while True:
@@ -166,42 +230,65 @@ class Supervisor:
                 raw = await stream.readuntil(b"\n")
             except asyncio.IncompleteReadError as end:
                 raw = end.partial
-            except asyncio.LimitOverrunError as overrun:
+            except asyncio.LimitOverrunError as overrun:  # a very long line: it becomes several
                 raw = await stream.read(overrun.consumed)
             if not raw:
                 return
-            line = raw.decode(errors="replace").rstrip("\n")
-            if child.log is not None:
-                child.log.emit(logging.makeLogRecord({"msg": line.replace("%", "%%")}))
+            line = raw.decode(errors="replace").rstrip("\r\n")
+            try:
+                child.log.write(line)
+            except OSError as error:  # a full disk must not stop the services from being read, and so from running
+                self._show(child.program.name, f"its log file cannot be written: {error.strerror}")
             self._show(child.program.name, line)
 
     async def _ready(self, child: _Child) -> None:
-        while not await asyncio.to_thread(_answers, child.program.ready_url):  # noqa: ASYNC110 another process
-            await asyncio.sleep(0.1)
+        while not (child.alive and await asyncio.to_thread(_answers, child.program.ready_url)):  # noqa: ASYNC110 another process
+            await asyncio.sleep(_POLL)
+
+
+def _check_free(program: Program) -> None:
+    """Raises Unavailable when another process answers in place of the program: it would be taken for ready."""
+    address = urllib.parse.urlsplit(program.ready_url)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.hostname or "127.0.0.1", address.port or 80))
+        except OSError as error:
+            raise Unavailable(
+                f"{program.name} could not start: cannot listen on {address.netloc}: {error.strerror}",
+                reason="PORT_IN_USE",
+            ) from error
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=1) as response:
             return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, HTTPException):
         return False
 
 
-def _signal(child: _Child, number: signal.Signals) -> None:
-    if child.process is None:
-        return
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
     try:
-        os.killpg(child.process.pid, number)
-    except ProcessLookupError:
-        return
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
 
 
 def console(width: int, stream: IO[str]) -> Callable[[str, str], None]:
-    """A `show` that prefixes each line with its program's name, padded to `width`."""
+    """A `show` that prefixes each line with its program's name, padded to `width`, while anybody reads `stream`."""
+    gone = False
 
     def show(name: str, line: str) -> None:
-        stream.write(f"{name:<{width}} | {line}\n")
-        stream.flush()
+        nonlocal gone
+        if gone:
+            return
+        try:
+            stream.write(f"{name:<{width}} | {line}\n")
+            stream.flush()
+        except BrokenPipeError:
+            gone = True
 
     return show

@@ -1,40 +1,56 @@
-"""Values given on the command line as NAME=VALUE."""
+"""Values on the command line: converters for `argparse`, whose errors become one line and status 2."""
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
-from tidemill.errors import Invalid
+PICTURES = (".png", ".svg", ".pdf")
 
 
-def assignments(given: Iterable[str], flag: str) -> dict[str, Any]:
-    """`["rate=0.1", "hidden=[64,32]", "kind=relu"]` as a mapping; values are JSON, or else text.
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A converter for whole numbers in [low, high]."""
+    wanted = f"in [{low}, {high}]" if high is not None else f"{low} or more"
 
-    Raises:
-        Invalid: one has no `=`.
-    """
-    values: dict[str, Any] = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise Invalid(f"{flag}: {item!r} is not NAME=VALUE")
+    def convert(text: str) -> int:
         try:
-            values[name] = json.loads(text)
+            value = int(text)
         except ValueError:
-            values[name] = text
-    return values
+            raise ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            raise ArgumentTypeError(f"must be {wanted}, not {value}")
+        return value
+
+    return convert
 
 
-def texts(given: Iterable[str], flag: str) -> dict[str, str]:
-    """`["a=1"]` as a mapping of texts.
+def assignment(text: str) -> tuple[str, Any]:
+    """`rate=0.1`, `hidden=[64,32]` or `kind=relu` as a pair; the value is JSON, or else text."""
+    name, value = label(text)
+    try:
+        return name, json.loads(value, parse_constant=_no_json)
+    except ValueError:
+        return name, value
 
-    Raises:
-        Invalid: one has no `=`.
-    """
-    values = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise Invalid(f"{flag}: {item!r} is not NAME=VALUE")
-        values[name] = text
-    return values
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def label(text: str) -> tuple[str, str]:
+    """`team=vision` as a pair of texts."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def picture(text: str) -> Path:
+    """A file that a picture can be written to."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise ArgumentTypeError(f"{text!r} does not end in {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
+    return path

@@ -2,6 +2,7 @@
 
 import argparse
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 
 class Command(ABC):
@@ -9,6 +10,8 @@ class Command(ABC):
 
     help: str
     """What it does, in one line."""
+    examples: Sequence[str] = ()
+    """Command lines that the help shows."""
 
     @abstractmethod
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -16,4 +19,4 @@ class Command(ABC):
 
     @abstractmethod
     def run(self, options: argparse.Namespace) -> int:
-        """Do it; the exit status. Raises `TidemillError`, which becomes one line on standard error and status 1."""
+        """Do it; the exit status. Raises `TidemillError` or `OSError`: one line on standard error and status 1."""

@@ -7,7 +7,8 @@ from contextlib import aclosing
 from tidemill.cli import connection
 from tidemill.cli.commands.base import Command
 from tidemill.cli.commands.jobs import job_name
-from tidemill.cli.output import console, print_line, to_json
+from tidemill.cli.output import print_line, to_json, when
+from tidemill.cli.values import whole
 from tidemill.clients.training import TrainingClient
 
 
@@ -15,12 +16,15 @@ class Logs(Command):
     """Prints log lines, and follows them when asked."""
 
     help = "show the log of a training job"
+    examples = ("tidemill logs JOB", "tidemill logs JOB --follow")
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
-        parser.add_argument("job", help="identifier of the job")
+        parser.add_argument("job", type=job_name, metavar="JOB", help="identifier of the job")
         parser.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
-        parser.add_argument("--from-line", type=int, default=0, help="first line, from 0 (%(default)s)")
+        parser.add_argument(
+            "--from-line", type=whole(0), metavar="N", default=0, help="first line, from 0 (%(default)s)"
+        )
         connection.add_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -30,14 +34,13 @@ class Logs(Command):
 
 async def _run(options: argparse.Namespace) -> int:
     where = connection.Connection(options)
-    out = console()
-    async with TrainingClient(where.training) as client:
-        lines = client.logs(job_name(options.job), options.from_line, follow=options.follow)
-        async with aclosing(lines):
+    async with where.client("training", TrainingClient) as client:
+        await client.get_job(options.job)  # an unknown job, or no service: said at once, not after patient attempts
+        async with aclosing(client.logs(options.job, options.from_line, follow=options.follow)) as lines:
             async for line in lines:
                 if options.json:
                     print_line(to_json(line))
                 else:
                     who = "training" if line.rank < 0 else f"rank {line.rank}"
-                    out.print(f"{line.time.ToDatetime():%H:%M:%S} {who:<8} {line.text}")
+                    print(f"{when(line.time, '%H:%M:%S')} {who:<8} {line.text}", flush=True)
     return 0

@@ -2,44 +2,85 @@
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
-from tidemill.api.registry.v1 import registry_pb2 as pb
 from tidemill.cli import connection
 from tidemill.cli.commands.base import Command
-from tidemill.cli.output import pairs, print_fields, print_json, print_table, to_json, when
-from tidemill.cli.values import texts
+from tidemill.cli.output import counted, print_json, to_json
+from tidemill.cli.parser import subcommands
+from tidemill.cli.values import label, whole
+from tidemill.cli.views import show_model, show_models, show_version, show_versions
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.registry import RegistryClient
-from tidemill.errors import FailedPrecondition, Invalid, NotFound
+from tidemill.errors import FailedPrecondition, NotFound
+
+Add = Callable[[str, str], argparse.ArgumentParser]
 
 
 class Models(Command):
     """Lists, shows, tags and deletes models and versions, and moves aliases."""
 
-    help = "list, show, tag or delete models; move aliases"
+    help = "list, show, tag or delete models and versions; move aliases"
+    examples = (
+        "tidemill models",
+        "tidemill models versions digits --filter 'metrics.accuracy > 0.95'",
+        "tidemill models alias digits 2",
+    )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
-        parser.add_argument("action", nargs="?", default="list", choices=sorted(_ACTIONS))
-        parser.add_argument("model", nargs="?", default="", help="name of the model")
-        parser.add_argument("version", nargs="?", default="", help="number or alias; for `alias`: the version's number")
-        parser.add_argument("--alias", default="champion", help="for `alias`: the alias to move (%(default)s)")
-        parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="for `tag`")
-        parser.add_argument("--filter", default="", help="for `list` and `versions`, as in the registry's API")
-        parser.add_argument("--force", action="store_true", help="for `delete`: a model with all its versions")
         connection.add_arguments(parser)
+        parser.set_defaults(filter="")
+        add = subcommands(parser, "list")
+        _reads(add)
+        _writes(add)
 
     def run(self, options: argparse.Namespace) -> int:
         """0 when it was done."""
-        if options.action != "list" and not options.model:
-            raise Invalid(f"models {options.action}: which model?")
+        if options.action == "tag" and not (options.tag or options.remove):
+            options.parser.error("--tag or --remove is required")
         return asyncio.run(_run(options))
+
+
+def _reads(add: Add) -> None:
+    listed = add("list", "list models")
+    versions = add("versions", "list the versions of a model, with their metrics")
+    versions.add_argument("model", metavar="MODEL", help="name of the model")
+    for action, example in ((listed, 'tags.team = "vision"'), (versions, "metrics.accuracy > 0.95")):
+        action.add_argument(
+            "--filter", metavar="TEXT", default="", help=f"only those that meet it, such as '{example}'"
+        )
+        connection.add_arguments(action, inner=True)
+    show = add("show", "show a model, or one version of it")
+    show.add_argument("model", metavar="MODEL", help="name of the model")
+    show.add_argument("version", metavar="VERSION", nargs="?", default="", help="number or alias")
+    connection.add_arguments(show, inner=True)
+
+
+def _writes(add: Add) -> None:
+    alias = add("alias", "point an alias at a version; inference follows at once")
+    alias.add_argument("model", metavar="MODEL", help="name of the model")
+    alias.add_argument("version", metavar="VERSION", type=whole(1), help="number of the version")
+    alias.add_argument("--alias", metavar="ALIAS", default="champion", help="the alias to move (%(default)s)")
+    unalias = add("unalias", "remove an alias; the version stays")
+    unalias.add_argument("model", metavar="MODEL", help="name of the model")
+    unalias.add_argument("alias", metavar="ALIAS", help="the alias to remove")
+    tag = add("tag", "set or remove tags of a model or a version")
+    tag.add_argument("model", metavar="MODEL", help="name of the model")
+    tag.add_argument("version", metavar="VERSION", nargs="?", default="", help="number or alias")
+    tag.add_argument("--tag", action="append", type=label, default=[], metavar="NAME=VALUE", help="repeatable")
+    tag.add_argument("--remove", action="append", default=[], metavar="NAME", help="repeatable")
+    delete = add("delete", "delete a version, or a model; files that nothing else needs go too")
+    delete.add_argument("model", metavar="MODEL", help="name of the model")
+    delete.add_argument("version", metavar="VERSION", nargs="?", default="", help="number or alias")
+    delete.add_argument("--force", action="store_true", help="delete a model together with its versions and aliases")
+    for action in (alias, unalias, tag, delete):
+        connection.add_arguments(action, inner=True)
 
 
 async def _run(options: argparse.Namespace) -> int:
     where = connection.Connection(options)
-    async with RegistryClient(where.registry) as client:
+    async with where.client("registry", RegistryClient) as client:
         await _ACTIONS[options.action](client, options, where)
     return 0
 
@@ -48,112 +89,95 @@ async def _list(client: RegistryClient, options: argparse.Namespace, where: conn
     models = [model async for model in client.list_models(filter=options.filter)]
     if options.json:
         print_json([to_json(model) for model in models])
-        return
-    rows = [
-        (m.name.removeprefix("models/"), m.latest_version or "", pairs(m.tags), when(m.update_time)) for m in models
-    ]
-    print_table(["model", "latest#", "tags", "changed"], rows, empty="no models")
+    else:
+        show_models(models)
 
 
 async def _versions(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
     versions = [v async for v in client.list_versions(options.model, filter=options.filter)]
     if options.json:
         print_json([to_json(version) for version in versions])
-        return
-    rows = [
-        (v.version, ", ".join(v.aliases), v.format, pairs(v.metrics), v.lineage.job, when(v.create_time))
-        for v in versions
-    ]
-    print_table(["version#", "aliases", "format", "metrics", "job", "created"], rows, empty="no versions")
+    else:
+        show_versions(versions)
 
 
 async def _show(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
-    if not options.version:
-        model = await client.get_model(options.model)
-        aliases = [alias async for alias in client.list_aliases(options.model)]
-        if options.json:
-            print_json({**to_json(model), "aliases": [to_json(alias) for alias in aliases]})
-            return
-        shown = {alias.name.rpartition("/")[2]: alias.version for alias in aliases}
-        print_fields(
-            [("model", model.name), ("description", model.description), ("latest version", model.latest_version)]
-        )
-        print_fields([("aliases", pairs(shown)), ("tags", pairs(model.tags)), ("created", when(model.create_time))])
+    if options.version:
+        version = await client.get_version(options.model, options.version)
+        print_json(to_json(version)) if options.json else show_version(version)
         return
-    _print_version(await client.get_version(options.model, options.version), options.json)
-
-
-def _print_version(version: pb.ModelVersion, as_json: bool) -> None:
-    if as_json:
-        print_json(to_json(version))
-        return
-    signature = version.signature
-
-    def tensors(specs: object) -> str:
-        return "; ".join(f"{s.name} {s.dtype} {list(s.shape)}" for s in specs)  # type: ignore[attr-defined]
-
-    print_fields(
-        [
-            ("version", version.name),
-            ("aliases", ", ".join(version.aliases)),
-            ("format", version.format),
-            ("artifact", version.artifact),
-            ("inputs", tensors(signature.inputs)),
-            ("outputs", tensors(signature.outputs)),
-            ("labels", ", ".join(signature.labels)),
-            ("metrics", pairs(version.metrics)),
-            ("tags", pairs(version.tags)),
-            ("job", version.lineage.job),
-            ("data sets", ", ".join(version.lineage.dataset_digests)),
-            ("code revision", version.lineage.code_revision),
-            ("created", when(version.create_time)),
-        ]
-    )
+    model = await client.get_model(options.model)
+    aliases = [alias async for alias in client.list_aliases(options.model)]
+    if options.json:
+        print_json({**to_json(model), "aliases": [to_json(alias) for alias in aliases]})
+    else:
+        show_model(model, aliases)
 
 
 async def _alias(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
-    if not options.version.isdigit():
-        raise Invalid("models alias: which version number?")
-    alias = await client.set_alias(options.model, options.alias, int(options.version))
+    alias = await client.set_alias(options.model, options.alias, options.version)
     if options.json:
         print_json(to_json(alias))
     else:
-        before = f" (was {alias.previous_version})" if alias.previous_version else ""
-        print_fields([(alias.name, f"-> version {alias.version}{before}")])
+        before = f" (before: {alias.previous_version})" if alias.previous_version else ""
+        print(f"{alias.name} points at version {alias.version}{before}")
+
+
+async def _unalias(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
+    alias = await client.get_alias(options.model, options.alias)
+    await client.delete_alias(options.model, options.alias, etag=alias.etag)
+    _deleted(alias.name, options)
 
 
 async def _tag(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
-    given = texts(options.tag, "--tag")
     if options.version:
         version = await client.get_version(options.model, options.version)
-        number = str(version.version)
-        tags = {**version.tags, **given}
+        number, tags = version.version, _tags(version.tags, options)
         version = await client.update_version(options.model, number, tags=tags, etag=version.etag)
-        _print_version(version, options.json)
+        print_json(to_json(version)) if options.json else show_version(version)
         return
     model = await client.get_model(options.model)
-    model = await client.update_model(options.model, tags={**model.tags, **given}, etag=model.etag)
+    model = await client.update_model(options.model, tags=_tags(model.tags, options), etag=model.etag)
     if options.json:
         print_json(to_json(model))
     else:
-        print_fields([("model", model.name), ("tags", pairs(model.tags))])
+        show_model(model, [alias async for alias in client.list_aliases(options.model)])
+
+
+def _tags(before: Mapping[str, str], options: argparse.Namespace) -> dict[str, str]:
+    kept = {**before, **dict(options.tag)}
+    return {name: value for name, value in kept.items() if name not in options.remove}
 
 
 async def _delete(client: RegistryClient, options: argparse.Namespace, where: connection.Connection) -> None:
     if options.version:
         versions = [await client.get_version(options.model, options.version)]
-        await client.delete_version(options.model, str(versions[0].version))
+        name = versions[0].name
+        await client.delete_version(options.model, versions[0].version)
     else:
+        name = (await client.get_model(options.model)).name
         versions = [version async for version in client.list_versions(options.model)]
+        if versions and not options.force:
+            raise FailedPrecondition(
+                f"{name} has {counted(len(versions), 'version')}: --force deletes what belongs to it too"
+            )
         await client.delete_model(options.model, force=options.force)
     # Their files are kept while something refers to them: what is deleted refers no more.
-    async with ArtifactsClient(where.artifacts) as artifacts:
+    async with where.client("artifacts", ArtifactsClient) as artifacts:
         for version in versions:
             try:
                 await artifacts.remove_reference(version.artifact, version.name)
                 await artifacts.delete_artifact(version.artifact)
             except (NotFound, FailedPrecondition):  # gone already, or needed by something else
                 continue
+    _deleted(name, options)
+
+
+def _deleted(name: str, options: argparse.Namespace) -> None:
+    if options.json:
+        print_json({"deleted": [name]})
+    else:
+        print(f"{name} is deleted")
 
 
 Action = Callable[[RegistryClient, argparse.Namespace, connection.Connection], Awaitable[None]]
@@ -162,6 +186,7 @@ _ACTIONS: dict[str, Action] = {
     "versions": _versions,
     "show": _show,
     "alias": _alias,
+    "unalias": _unalias,
     "tag": _tag,
     "delete": _delete,
 }

@@ -1,4 +1,4 @@
-"""`tidemill status`: whether every service answers, and what is live."""
+"""`tidemill status`: whether every service answers."""
 
 import argparse
 import asyncio
@@ -12,9 +12,10 @@ from tidemill.errors import TidemillError
 
 
 class Status(Command):
-    """Asks every service for its health, and the registry for the live instances."""
+    """Asks every service for its health."""
 
-    help = "show the health of all services"
+    help = "show whether all services can serve"
+    examples = ("tidemill status", "tidemill status --json")
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
@@ -27,21 +28,23 @@ class Status(Command):
 
 async def _run(options: argparse.Namespace) -> int:
     where = connection.Connection(options)
-    services = {name: getattr(where, name) for name in ("registry", "artifacts", "training", "inference")}
-    asked = [ask(name, address) for name, address in services.items()]
-    asked.append(ask_http("gateway", where.gateway))
+    asked = [ask(name, where.addresses[name]) for name in ("registry", "artifacts", "training", "inference")]
+    asked.append(ask_http("gateway", where.addresses["gateway"]))
     asked += [ask(name, address) for name, address in await _shards(where)]
     answers = await asyncio.gather(*asked)
     if options.json:
         print_json([{"service": a.service, "address": a.address, "status": a.status} for a in answers])
     else:
-        print_table(["service", "address", "status"], [(a.service, a.address, a.status) for a in answers])
+        print_table(["service", "status", "address"], [(a.service, a.status, a.address) for a in answers])
     return 0 if all(answer.status == Health.SERVING for answer in answers) else 1
 
 
 async def _shards(where: connection.Connection) -> list[tuple[str, str]]:
+    """The shards that a running `tidemill up` keeps, or else those that the registry knows."""
+    if where.shards is not None:
+        return [(f"parameters.shard-{number}", where.stack.shard(number)) for number in range(where.shards)]
     try:
-        async with RegistryClient(where.registry, timeout=3) as client:
+        async with RegistryClient(where.addresses["registry"], timeout=3) as client:
             found = await client.list_instances("parameters")
     except TidemillError:  # the registry's own line says that it does not answer
         return []

@@ -2,16 +2,18 @@
 
 import argparse
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 from tidemill.api.training.v1 import training_pb2 as pb
-from tidemill.cli import connection, curve, progress
+from tidemill.cli import connection, curve, files, progress
 from tidemill.cli.commands.base import Command
-from tidemill.cli.output import console, print_fields, print_json, to_json
-from tidemill.cli.values import assignments
+from tidemill.cli.output import print_fields, print_json, to_json, warn
+from tidemill.cli.values import assignment, picture, whole
+from tidemill.cli.views import quality
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.training import TrainingClient
 from tidemill.telemetry.setup import Telemetry
@@ -21,34 +23,26 @@ class Train(Command):
     """Creates a job from flags, and shows its progress until it ends."""
 
     help = "train a model on a data set, and register it"
+    examples = (
+        "tidemill train cnn digits --workers 2 --shards 2 --plot curve.png",
+        "tidemill train cnn digits --register digits --alias champion",
+        "tidemill train mlp data.csv --label-column kind -p hidden=[64,32]",
+        "tidemill train cnn digits --optimizer adamw -o learning_rate=0.002",
+    )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
-        parser.add_argument("model", help="mlp, cnn or text")
+        parser.add_argument("model", metavar="MODEL", help="mlp, cnn or text; see `tidemill catalogue`")
         parser.add_argument(
-            "dataset", nargs="+", help="a built-in data set (digits, iris ...), or files (.npz, .csv, IDX)"
+            "dataset",
+            nargs="+",
+            metavar="DATASET",
+            help="a built-in data set (digits, iris ...), or files: .npz with x and y, .csv, or IDX files as MNIST "
+            "has them; a file whose name has no dot: ./name",
         )
-        parser.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of the model")
-        parser.add_argument("--optimizer", default="", help="sgd, momentum, nesterov, adam, adamw or adagrad (adam)")
-        parser.add_argument(
-            "-o", "--optimizer-parameter", action="append", default=[], metavar="NAME=VALUE", help="of the optimizer"
-        )
-        parser.add_argument("--workers", type=int, default=1, help="worker processes (%(default)s)")
-        parser.add_argument("--shards", type=int, default=1, help="parameter-server shards (%(default)s)")
-        parser.add_argument("--epochs", type=int, default=10, help="most epochs (%(default)s)")
-        parser.add_argument("--batch-size", type=int, default=64, help="samples a step, over all workers (%(default)s)")
-        parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
-        parser.add_argument(
-            "--patience", type=int, default=0, help="epochs without improvement before stopping; 0 = off"
-        )
-        parser.add_argument("--label-column", default="", help="CSV: the column of the class (label)")
-        parser.add_argument("--text-column", default="", help="CSV: the column of the text")
-        parser.add_argument("--register", default="", metavar="MODEL", help="register the result under this name")
-        parser.add_argument("--alias", default="", help="point this alias at the new version")
-        parser.add_argument("--restarts", type=int, help="times a dead worker is replaced (3)")
-        parser.add_argument("--job", default="", help="identifier of the job; chosen by the server when left out")
-        parser.add_argument("--plot", type=Path, metavar="PNG", help="write the learning curve there")
-        parser.add_argument("--no-wait", action="store_true", help="return as soon as the job exists")
+        _data(parser.add_argument_group("data"))
+        _training(parser.add_argument_group("training"))
+        _result(parser.add_argument_group("job and result"))
         connection.add_arguments(parser)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -56,46 +50,104 @@ class Train(Command):
         return asyncio.run(_run(options))
 
 
+Group = Any  # argparse keeps the class of its argument groups to itself
+
+
+def _data(group: Group) -> None:
+    group.add_argument("--label-column", default="", metavar="NAME", help="CSV: the column of the class (label)")
+    group.add_argument(
+        "--text-column", default="", metavar="NAME", help="CSV: the column of the text; without it all are numbers"
+    )
+
+
+def _training(group: Group) -> None:
+    group.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the model; repeatable",
+    )
+    group.add_argument("--optimizer", default="", metavar="NAME", help="see `tidemill catalogue` (adam)")
+    group.add_argument(
+        "-o",
+        "--optimizer-parameter",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the optimizer; repeatable",
+    )
+    for flag, low, default, help in (
+        ("--workers", 1, 1, "worker processes"),
+        ("--shards", 1, 1, "parameter-server shards"),
+        ("--epochs", 1, 10, "most epochs"),
+        ("--batch-size", 1, 64, "samples a step, over all workers"),
+        ("--patience", 0, 0, "epochs without improvement before stopping; 0 = off"),
+        ("--restarts", 0, 3, "times a dead worker is replaced"),
+    ):
+        group.add_argument(flag, type=whole(low), default=default, metavar="N", help=f"{help} (%(default)s)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
+
+
+def _result(group: Group) -> None:
+    group.add_argument("--register", default="", metavar="MODEL", help="register the result under this name")
+    group.add_argument("--alias", default="", help="point this alias at the new version")
+    group.add_argument("--job", default="", help="identifier of the job; chosen by the server when left out")
+    group.add_argument("--plot", type=picture, metavar="FILE", help="write the learning curve there: PNG, SVG or PDF")
+    group.add_argument("--no-wait", action="store_true", help="return as soon as the job exists")
+
+
 async def _run(options: argparse.Namespace) -> int:
     where = connection.Connection(options)
     with where.traced("tidemill train") as (telemetry, _):
-        dataset = await _dataset(options, _files(options.dataset), where, telemetry)
-        async with TrainingClient(where.training, tracer=telemetry.tracer) as client:
+        dataset = await _dataset(options, where, telemetry)
+        async with where.client("training", TrainingClient, tracer=telemetry.tracer) as client:
             job = await client.create_job(_spec(options, dataset), options.job)
             if not options.no_wait:
-                async with aclosing(client.watch_job(job.name)) as jobs:
-                    job = await (_silent(jobs) if options.json else progress.follow(jobs))
-    if options.plot is not None and job.epochs:
-        await asyncio.to_thread(curve.plot, job, options.plot)
+                job = await _followed(client, job, options.json)
+    failed = not options.no_wait and job.state != pb.Job.STATE_SUCCEEDED
     if options.json:
         print_json(to_json(job))
-    else:
+    elif not failed:
         _show(job, options)
-    return 0 if options.no_wait or job.state == pb.Job.STATE_SUCCEEDED else 1
+    if failed:
+        warn(f"{job.name} {_why(job)}; its log: `tidemill logs {job.name.removeprefix('jobs/')}`")
+    if options.plot is not None and job.epochs:
+        await asyncio.to_thread(curve.plot, job, options.plot)
+    return 1 if failed else 0
 
 
-async def _silent(jobs: Any) -> pb.Job:
-    last = pb.Job()
-    async for job in jobs:
-        last = job
-    return last
+async def _followed(client: TrainingClient, job: pb.Job, silent: bool) -> pb.Job:
+    try:
+        if silent:
+            return await client.wait_job(job.name)
+        async with aclosing(client.watch_job(job.name)) as jobs:
+            return await progress.follow(jobs)
+    except asyncio.CancelledError:  # Ctrl-C
+        name = job.name.removeprefix("jobs/")
+        warn(f"{job.name} goes on; `tidemill logs -f {name}` follows it, `tidemill jobs cancel {name}` stops it")
+        raise
 
 
-def _files(given: Sequence[str]) -> dict[str, Path]:
-    """The files by name; none for the name of a built-in data set."""
-    if len(given) == 1 and not Path(given[0]).exists():
-        return {}
-    return {Path(path).name: Path(path) for path in given}
+def _why(job: pb.Job) -> str:
+    return f"failed: {job.error}" if job.state == pb.Job.STATE_FAILED else f"is {progress.state_name(job)}"
 
 
-async def _dataset(
-    options: argparse.Namespace, files: dict[str, Path], where: connection.Connection, telemetry: Telemetry
-) -> dict[str, Any]:
+def _is_builtin(given: Sequence[str]) -> bool:
+    """Names of files have a dot or a slash, or are several: MNIST's have neither, but are four."""
+    return len(given) == 1 and re.search(r"[./]", given[0]) is None
+
+
+async def _dataset(options: argparse.Namespace, where: connection.Connection, telemetry: Telemetry) -> dict[str, Any]:
     """A built-in name as it is; files are uploaded as an artifact."""
-    if not files:
+    if _is_builtin(options.dataset):
         return {"builtin": options.dataset[0]}
-    async with ArtifactsClient(where.artifacts, tracer=telemetry.tracer) as client:
-        artifact = await client.create_artifact("dataset", files)
+    given: dict[str, Path] = files.by_name(options.dataset)
+    async with where.client("artifacts", ArtifactsClient, tracer=telemetry.tracer) as client:
+        artifact = await client.create_artifact("dataset", given)
     return {
         "artifact": artifact.digest,
         "label_column": options.label_column,
@@ -104,12 +156,9 @@ async def _dataset(
 
 
 def _spec(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "model": {"name": options.model, "parameters": assignments(options.parameter, "--parameter")},
-        "optimizer": {
-            "name": options.optimizer,
-            "parameters": assignments(options.optimizer_parameter, "--optimizer-parameter"),
-        },
+    return {
+        "model": {"name": options.model, "parameters": dict(options.parameter)},
+        "optimizer": {"name": options.optimizer, "parameters": dict(options.optimizer_parameter)},
         "dataset": dataset,
         "workers": options.workers,
         "shards": options.shards,
@@ -119,30 +168,23 @@ def _spec(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any
         "early_stopping": {"patience": options.patience},
         "register_as": f"models/{options.register}" if options.register else "",
         "alias": options.alias,
+        "max_restarts": options.restarts,
     }
-    if options.restarts is not None:
-        spec["max_restarts"] = options.restarts
-    return spec
 
 
 def _show(job: pb.Job, options: argparse.Namespace) -> None:
-    if job.state == pb.Job.STATE_FAILED:
-        console().print(f"{job.name} failed: {job.error}")
-    if job.state != pb.Job.STATE_SUCCEEDED:
-        console().print(f"{job.name} is {progress.state_name(job)}; its log: tidemill logs {job.name}")
+    result = job.result
+    if options.no_wait:
+        print(job.name)
         return
-    test = job.result.test
     print_fields(
         [
             ("job", job.name),
-            (
-                "held out",
-                f"accuracy {test.accuracy:.2%}, macro F1 {test.f1:.4f}, loss {test.loss:.4f}, n={test.samples}",
-            ),
-            ("best epoch", job.result.best_epoch),
-            ("ONNX against torch", f"{job.result.parity:.1e} worst difference"),
-            ("model version", job.result.model_version),
-            ("artifact", job.result.artifact),
+            ("held out", quality(result.test)),
+            ("best epoch", result.best_epoch),
+            ("ONNX vs torch", f"{result.parity:.1e} worst difference"),
+            ("model version", result.model_version),
+            ("artifact", result.artifact),
             ("plot", options.plot or ""),
         ]
     )

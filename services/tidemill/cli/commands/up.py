@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tidemill.cli.commands.base import Command
-from tidemill.cli.stack import INFERENCE, MANAGEMENT, OIP_REST, TFS_REST, Stack
+from tidemill.cli.stack import INFERENCE, MANAGEMENT, MOST_OFFSET, MOST_SHARDS, OIP_REST, TFS_REST, Stack
 from tidemill.cli.supervisor import Supervisor, console
+from tidemill.cli.values import whole
 from tidemill.config import environ
-from tidemill.errors import FailedPrecondition, Unavailable
+from tidemill.errors import FailedPrecondition
 
 START_SECONDS = 60.0
 
@@ -24,15 +25,34 @@ class Up(Command):
     """Starts the embedded stack and keeps it running until Ctrl-C."""
 
     help = "run all services on this machine, on loopback, until Ctrl-C"
+    examples = ("tidemill up", "tidemill up --data ~/tidemill --port-offset 1000 --quiet")
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
-        variables = environ()
-        default = variables.get("TIDEMILL_DATA", "tidemill-data")
-        parser.add_argument("--data", type=Path, default=default, help="directory of all data (%(default)s)")
-        parser.add_argument("--port-offset", type=int, default=0, help="added to every port (%(default)s)")
-        parser.add_argument("--shards", type=int, default=2, help="parameter-server processes (%(default)s)")
-        parser.add_argument("--quiet", action="store_true", help="do not show the services' log lines")
+        parser.add_argument(
+            "--data",
+            type=Path,
+            metavar="DIR",
+            default=environ().get("TIDEMILL_DATA", "tidemill-data"),
+            help="directory of all data (TIDEMILL_DATA, or else tidemill-data)",
+        )
+        parser.add_argument(
+            "--port-offset",
+            type=whole(0, MOST_OFFSET),
+            default=0,
+            metavar="N",
+            help="added to every port (%(default)s)",
+        )
+        parser.add_argument(
+            "--shards",
+            type=whole(1, MOST_SHARDS),
+            default=2,
+            metavar="N",
+            help="parameter-server processes (%(default)s)",
+        )
+        parser.add_argument(
+            "--quiet", action="store_true", help="do not show the services' log lines; DIR/logs has them in any case"
+        )
 
     def run(self, options: argparse.Namespace) -> int:
         """Run until stopped; 0 after Ctrl-C or SIGTERM."""
@@ -52,7 +72,8 @@ def _locked(stack: Stack) -> Iterator[None]:
         except BlockingIOError:
             raise FailedPrecondition(f"another `tidemill up` runs on {stack.data}", reason="DATA_IN_USE") from None
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "port_offset": stack.port_offset, **stack.addresses}))
+        places = {"port_offset": stack.port_offset, "shards": stack.shards, **stack.addresses}
+        file.write(json.dumps({"pid": os.getpid(), **places}))
         file.flush()
         try:
             yield
@@ -61,6 +82,7 @@ def _locked(stack: Stack) -> Iterator[None]:
 
 
 async def _run(stack: Stack, quiet: bool) -> int:
+    """Raises Unavailable when a service cannot run."""
     programs = stack.programs()
     show = console(max(len(program.name) for program in programs), sys.stderr)
     supervisor = Supervisor(programs, stack.data / "logs", (lambda name, line: None) if quiet else show)
@@ -68,27 +90,24 @@ async def _run(stack: Stack, quiet: bool) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    work = asyncio.create_task(_work(supervisor, stack))
     stopped = asyncio.create_task(stop.wait())
     try:
-        starting = asyncio.create_task(supervisor.start(START_SECONDS))
-        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not starting.done():
-            starting.cancel()
-            return 0
-        await starting
-        print(_welcome(stack), flush=True)
-        running = asyncio.create_task(supervisor.run())
-        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            await running
-        running.cancel()
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            work.result()
         return 0
-    except Unavailable as error:
-        print(f"tidemill: {error.message}", file=sys.stderr)
-        return 2
     finally:
-        stopped.cancel()
+        for task in (work, stopped):
+            task.cancel()
+        await asyncio.gather(work, stopped, return_exceptions=True)
         await supervisor.stop()
+
+
+async def _work(supervisor: Supervisor, stack: Stack) -> None:
+    await supervisor.start(START_SECONDS)
+    print(_welcome(stack), flush=True)
+    await supervisor.run()
 
 
 def _welcome(stack: Stack) -> str:
