@@ -46,8 +46,14 @@ class Team:
         self._crew = Crew(job.uid, attempts, shop.launcher, self, log, shop.patience, shop.clock)
 
     def live(self, job: Job) -> Job:
-        """`job` with what its workers have said since it was stored."""
-        return replace(job, progress=self._meter.progress(), workers=self._crew.workers())
+        """`job` with what its workers have said since it was stored; finished epochs are known exactly."""
+        progress = self._meter.progress()
+        progress = replace(
+            progress,
+            step=max(progress.step, len(job.epochs) * progress.steps_per_epoch),
+            samples=max(progress.samples, sum(epoch.samples for epoch in job.epochs)),
+        )
+        return replace(job, progress=progress, workers=self._crew.workers())
 
     async def train(self) -> None:
         """Return when the result is there and all processes have ended.
@@ -100,8 +106,9 @@ class Team:
             most = job.spec.max_restarts or 0
             if job.restarts >= most:
                 raise JobFailed(shortened(f"{reason}\n(replaced {job.restarts} of at most {most} times)"))
-            workers = tuple(_next(worker) if worker.rank == rank else worker for worker in self._crew.workers())
-            return replace(job, restarts=job.restarts + 1, workers=workers, progress=self._meter.progress())
+            job = self.live(job)
+            workers = tuple(_next(worker) if worker.rank == rank else worker for worker in job.workers)
+            return replace(job, restarts=job.restarts + 1, workers=workers)
 
         job = await self._ledger.change(replaced)
         self._shop.counters.restarted()
@@ -143,7 +150,7 @@ class Team:
             if epoch.epoch <= len(job.epochs):
                 return job
             done = epochs.append(job.epochs, epoch, job.spec)
-            job = replace(self._running(job), epochs=done)
+            job = self.live(replace(self._running(job), epochs=done))
             return move(job, State.FINISHING, self._shop.clock.now()) if epochs.over(done, job.spec) else job
 
         if epoch.epoch < 1:
