@@ -41,11 +41,19 @@ class TextFormatter(logging.Formatter):
     """One line a record for people; control characters of the message are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as one line, followed by a traceback if there is one."""
+        """The record as one line with the id of its trace, followed by a traceback if there is one."""
         extra = " ".join(f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD)
-        text = f"{record.getMessage()} {extra}".strip().encode("unicode_escape").decode("ascii")
-        line = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {record.levelname:<7} {text}"
+        context = trace.get_current_span().get_span_context()
+        if context.is_valid:
+            extra = f"{extra} trace={trace.format_trace_id(context.trace_id)}"
+        text = "".join(c if c.isprintable() else _escaped(c) for c in f"{record.getMessage()} {extra}".strip())
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
+        line = f"{when} {record.levelname:<7} {text}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def configure(service: str, level: str = "INFO", style: str = "json", stream: TextIO | None = None) -> None:

@@ -18,8 +18,8 @@ class JsonLinesExporter(SpanExporter):
     """Appends each span as one line to `<service>.<pid>.jsonl`.
 
     A file that reaches half of `limit` bytes is renamed to `.1`, over the one before: a process never keeps more than
-    `limit` bytes. Files of processes that ended are bounded too: the oldest go when the directory holds more than
-    `directory_limit` bytes.
+    `limit` bytes. Files of processes that ended are bounded too: the oldest of them go when the directory holds more
+    than `directory_limit` bytes.
     """
 
     def __init__(
@@ -68,8 +68,22 @@ def _prune(directory: Path, limit: int) -> None:
     for _, size, path in sorted(files):
         if total <= limit:
             break
+        if _alive(path):
+            continue
         path.unlink(missing_ok=True)
         total -= size
+
+
+def _alive(path: Path) -> bool:
+    """Whether the process that writes `<service>.<pid>[.1].jsonl` runs still."""
+    pid = path.name.removesuffix(".jsonl").removesuffix(".1").rpartition(".")[2]
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # it runs, as somebody else
+        return True
+    return True
 
 
 def _record(span: ReadableSpan) -> dict[str, Any]:

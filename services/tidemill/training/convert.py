@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from google.protobuf import json_format
-from google.protobuf.struct_pb2 import Struct
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidemill.api.parameters.v1 import parameters_pb2
@@ -117,14 +117,26 @@ def _to_component(component: Component) -> pb.Component:
 
 
 def from_struct(message: Struct) -> dict[str, Any]:
-    """The values of a struct as JSON knows them; whole numbers are ints."""
-    return {name: _whole(value) for name, value in json_format.MessageToDict(message).items()}
+    """The values of a struct as JSON knows them; whole numbers are ints.
+
+    Raises:
+        Invalid: a number is not finite, which JSON does not know.
+    """
+    return {name: _from_value(value, f"parameters.{name[:64]}") for name, value in message.fields.items()}
 
 
-def _whole(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_whole(each) for each in value]
-    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+def _from_value(value: Value, path: str) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "list_value":
+        return [_from_value(each, f"{path}[{index}]") for index, each in enumerate(value.list_value.values)]
+    if kind == "struct_value":
+        return {name: _from_value(each, f"{path}.{name[:64]}") for name, each in value.struct_value.fields.items()}
+    if kind != "number_value":
+        return getattr(value, kind) if kind in ("string_value", "bool_value") else None
+    number = value.number_value
+    if not math.isfinite(number):
+        raise invalid(path, "must be a finite number")
+    return int(number) if number == int(number) else number
 
 
 def from_metrics(message: pb.Metrics) -> Metrics:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,9 +45,14 @@ def test_span_files_stay_bounded(tmp_path: Path) -> None:
 
 
 def test_old_files_go_when_the_directory_is_full(tmp_path: Path) -> None:
-    (tmp_path / "old.1.jsonl").write_bytes(b"x" * 5000)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    old, living = tmp_path / f"old.{ended.pid}.1.jsonl", tmp_path / f"living.{os.getpid()}.jsonl"
+    old.write_bytes(b"x" * 5000)
+    living.write_bytes(b"x" * 5000)
     JsonLinesExporter(tmp_path, "new", directory_limit=1000).shutdown()
-    assert not (tmp_path / "old.1.jsonl").exists()
+    assert not old.exists()
+    assert living.exists(), "what a process writes at this moment is not taken away from it"
 
 
 def test_nothing_is_recorded_below_an_unsampled_context(tmp_path: Path) -> None:
@@ -80,4 +87,6 @@ def test_log_lines_carry_the_trace() -> None:
     telemetry = setup("logs")
     with telemetry.tracer.start_as_current_span("span") as span:
         line = json.loads(JsonFormatter("s").format(logging.makeLogRecord({"msg": "hello"})))
+        text = TextFormatter().format(logging.makeLogRecord({"msg": "größer"}))
     assert line["trace_id"] == trace.format_trace_id(span.get_span_context().trace_id)
+    assert f"größer trace={line['trace_id']}" in text
