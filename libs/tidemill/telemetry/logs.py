@@ -42,11 +42,11 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line with the id of its trace, followed by a traceback if there is one."""
-        extra = " ".join(f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD)
+        parts = [record.getMessage(), *(f"{k}={v}" for k, v in vars(record).items() if k not in _STANDARD)]
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
-            extra = f"{extra} trace={trace.format_trace_id(context.trace_id)}"
-        text = "".join(c if c.isprintable() else _escaped(c) for c in f"{record.getMessage()} {extra}".strip())
+            parts.append(f"trace={trace.format_trace_id(context.trace_id)}")
+        text = "".join(c if c.isprintable() else _escaped(c) for c in " ".join(parts))
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
         line = f"{when} {record.levelname:<7} {text}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
