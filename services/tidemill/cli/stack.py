@@ -72,6 +72,7 @@ class Stack:
             "TIDEMILL_TRACES": f"file:{self.traces}",
             "TIDEMILL_LOG_STYLE": "text",
             "GRPC_ENABLE_FORK_SUPPORT": "0",
+            "GRPC_VERBOSITY": "NONE",  # its own lines have no form; every error is logged by whoever gets it
             "PYTHONUNBUFFERED": "1",
             # Many small processes: without this each keeps an arena of malloc for every thread.
             "MALLOC_ARENA_MAX": "2",
