@@ -147,6 +147,15 @@ def test_state_is_a_copy_with_one_array_a_block(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_says_how_large_its_state_is(name: str) -> None:
+    optimizer = ours(name, {})[1]
+    large = [
+        tensors for tensors in optimizer.state().values() if tuple(a.size for a in tensors if a is not None) == SIZES
+    ]
+    assert catalogue.states(catalogue.check(name, {})) == optimizer.states == len(large)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_describes_itself_and_its_parameters(name: str) -> None:
     kind = plugins.load(optimizers, name, Optimizer)
     assert kind.__doc__

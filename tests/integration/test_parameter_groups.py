@@ -71,14 +71,17 @@ async def test_the_optimizers_are_told() -> None:
 
 
 async def test_limits_of_a_shard_are_kept() -> None:
-    async with shards(max_parameter_bytes=4 * 3000, max_groups=2) as cluster:
+    # Plain SGD with one worker: three versions and one gradient of 4 bytes an element.
+    async with shards(max_bytes=16 * 3000, max_groups=2) as cluster:
         with pytest.raises(errors.Exhausted) as much:
             await cluster.group(2**24, name="groups/huge", optimizer="adam")
         assert much.value.reason == "TOO_MANY_PARAMETERS"
         await cluster.group(2000, name="groups/a")
         with pytest.raises(errors.Exhausted) as full:
             await cluster.group(1001, name="groups/b")
-        assert full.value.metadata["taken"] == "8000"
+        assert full.value.metadata["taken"] == "32000"
+        assert "16016 bytes" in str(full.value)
+        assert "48000" in str(full.value)
         await cluster.group(1000, name="groups/c")
         with pytest.raises(errors.Exhausted) as many:
             await cluster.group(1, name="groups/d")
@@ -96,6 +99,45 @@ async def test_clients_of_the_wrong_shards_are_told() -> None:
             with wrong.client() as client, pytest.raises(errors.FailedPrecondition) as told:
                 client.pull()
             assert told.value.reason == "WRONG_SHARDS"
+
+
+BAD_BLOCKS: dict[str, tuple[list[tuple[int, int, int]], int, str]] = {
+    "none": ([], 1, "group.blocks"),
+    "not all at the end": ([(0, 0, 2048)], 1, "group.blocks"),
+    "not all at the start": ([(1, 2048, ELEMENTS - 2048)], 1, "group.blocks[0].offset"),
+    "a gap": ([(0, 0, 1024), (1, 2048, ELEMENTS - 2048)], 1, "group.blocks[1].offset"),
+    "the wrong offset": ([(0, 452, 2048)], 1, "group.blocks[0].offset"),
+    "behind the end": ([(3, ELEMENTS, 1)], 2, "group.blocks[0].offset"),
+    "overlap": ([(0, 0, 2048), (1, 2047, 10)], 2, "group.blocks[1].offset"),
+    "out of order": ([(1, 0, 1024), (0, 1024, 1024)], 2, "group.blocks[1].index"),
+}
+"""Blocks as (index, offset, elements), the number of shards, and the field that is wrong."""
+
+
+def group_of(blocks: list[tuple[int, int, int]], shards: int) -> pb.Group:
+    group = pb.Group(name=GROUP, workers=1, shards=shards, optimizer=pb.Optimizer(name="sgd"))
+    group.tensors.add(name="w", dtype=11, shape=[ELEMENTS])
+    for index, offset, elements in blocks:
+        group.blocks.add(index=index, offset=offset, elements=elements)
+    return group
+
+
+@pytest.mark.parametrize("case", list(BAD_BLOCKS))
+async def test_blocks_that_do_not_make_the_vector_are_refused(case: str) -> None:
+    blocks, count, field = BAD_BLOCKS[case]
+    async with shards() as cluster:
+        caller, stub = cluster.admin._callers[0], cluster.admin._stubs[0]
+        with pytest.raises(errors.Invalid) as refused:
+            await caller.unary(stub.CreateGroup, pb.CreateGroupRequest(group=group_of(blocks, count)))
+        assert list(refused.value.violations) == [field]
+
+
+@pytest.mark.parametrize("blocks", [[], [(0, 0, 1024)], [(1, 1024, 1024)], [(0, 0, 1024), (2, 2048, ELEMENTS - 2048)]])
+async def test_one_of_several_shards_has_any_of_the_blocks(blocks: list[tuple[int, int, int]]) -> None:
+    async with shards() as cluster:
+        caller, stub = cluster.admin._callers[0], cluster.admin._stubs[0]
+        made = await caller.unary(stub.CreateGroup, pb.CreateGroupRequest(group=group_of(blocks, 3)))
+        assert [(b.index, b.offset, b.elements) for b in made.blocks] == blocks
 
 
 BAD_GROUPS: dict[str, Callable[[pb.Group], Any]] = {
@@ -129,10 +171,7 @@ BAD_GROUPS: dict[str, Callable[[pb.Group], Any]] = {
 @pytest.mark.parametrize("case", list(BAD_GROUPS))
 async def test_bad_groups_are_not_created(case: str) -> None:
     async with shards() as cluster:
-        group = pb.Group(name=GROUP, workers=1, shards=1, optimizer=pb.Optimizer(name="sgd"))
-        group.tensors.add(name="w", dtype=11, shape=[ELEMENTS])
-        group.blocks.add(index=0, offset=0, elements=2048)
-        group.blocks.add(index=1, offset=2048, elements=ELEMENTS - 2048)
+        group = group_of([(0, 0, 2048), (1, 2048, ELEMENTS - 2048)], 1)
         BAD_GROUPS[case](group)
         caller, stub = cluster.admin._callers[0], cluster.admin._stubs[0]
         with pytest.raises(errors.Invalid):

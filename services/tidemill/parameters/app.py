@@ -7,7 +7,7 @@ from tidemill.parameters.config import Config
 from tidemill.parameters.groups import Groups, Limits
 from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.servicer import SERVICE, ParameterServicer, add_to_server
-from tidemill.parameters.slots import Slots
+from tidemill.slots import Slots
 from tidemill.rpc import app
 from tidemill.rpc.app import App, Hook
 from tidemill.rpc.options import CHUNK
@@ -28,7 +28,7 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
     telemetry = app.telemetry("parameters", config)
     metrics = Metrics(telemetry.registry)
     limits = Limits(
-        parameter_bytes=config.max_parameter_bytes,
+        bytes=config.max_bytes,
         groups=config.max_groups,
         waiting=config.waiting_pulls,
         optimizer_threads=config.optimizer_threads,

@@ -48,6 +48,11 @@ def check(name: str, parameters: Mapping[str, Any]) -> Choice:
     return Choice(name, dataclasses.asdict(filled))
 
 
+def states(choice: Choice) -> int:
+    """Numbers of state that the optimizer keeps for each parameter."""
+    return plugins.load(optimizers, choice.name, Optimizer).states
+
+
 def make(choice: Choice, sizes: Sequence[int]) -> Optimizer:
     """A new optimizer for blocks of these numbers of elements; PyTorch is imported here."""
     kind = plugins.load(optimizers, choice.name, Optimizer)

@@ -20,8 +20,8 @@ class Config(ServerConfig):
         env="TIDEMILL_REGISTRY_ADDRESS",
     )
     instance_ttl: float = setting("seconds after which a killed shard counts as gone", 10.0)
-    max_parameter_bytes: int = setting(
-        "most bytes of parameters of all groups together (one version, without optimizer state)", 4 << 30
+    max_bytes: int = setting(
+        "most bytes of all groups together: versions, optimizer state and a round of gradients", 4 << 30
     )
     max_groups: int = setting("most groups", 64)
     threads: int = setting("calls in work at a time", 96)
@@ -32,7 +32,7 @@ class Config(ServerConfig):
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is a new class, which the zero-argument form does not know.
         ServerConfig.__post_init__(self)
-        for field in ("max_parameter_bytes", "max_groups", "waiting_pulls", "reserved_threads", "optimizer_threads"):
+        for field in ("max_bytes", "max_groups", "waiting_pulls", "reserved_threads", "optimizer_threads"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
         if self.shard < 0:

@@ -46,7 +46,10 @@ class Definition:
             raise invalid("group.shards", f"must be in [1, {MAX_SHARDS}], not {self.shards}")
         if not 0 <= self.shard < self.shards:
             raise invalid("group.shard", f"must be in [0, {self.shards}), not {self.shard}")
-        _check_blocks(self.blocks, _total(self.tensors))
+        total = _total(self.tensors)
+        _check_blocks(self.blocks, total)
+        if self.shards == 1:
+            _check_whole(self.blocks, total)
 
     @property
     def elements(self) -> int:
@@ -83,3 +86,17 @@ def _check_blocks(blocks: Sequence[Block], total: int) -> None:
         if block.offset + block.elements > total:
             raise invalid(f"{field}.offset", f"the block ends after the {total} elements of the group")
         end, last = block.offset + block.elements, block.index
+
+
+def _check_whole(blocks: Sequence[Block], total: int) -> None:
+    """The only shard must have every element; what others have, one of several cannot know."""
+    end = 0
+    for position, block in enumerate(blocks):
+        if block.offset != end:
+            raise invalid(
+                f"group.blocks[{position}].offset",
+                f"must be {end}: the only shard has all elements, not {block.offset}",
+            )
+        end += block.elements
+    if end != total:
+        raise invalid("group.blocks", f"must cover all {total} elements of the group on its only shard, not {end}")

@@ -20,7 +20,7 @@ from tidemill.parameters.definition import Definition
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Contribution, Header, Outcome, mean
-from tidemill.parameters.slots import Slots
+from tidemill.slots import Slots
 from tidemill.parameters.snapshots import Snapshot, Snapshots
 from tidemill.parameters.staging import Staging, superseded
 from tidemill.telemetry import attributes
@@ -47,7 +47,8 @@ class Group:
     """One shard's part of a group. Safe for threads; calls that wait hold theirs.
 
     Two locks: `_changed` guards all fields and is held for moments only; `_applying` is held while the optimizer and
-    its state are at work, so that readers of parameters never wait for it.
+    its state are at work, so that readers of parameters never wait for it. A group that has ended lets go of its memory
+    at once, whoever still holds the group; whoever is at work on some of it holds that until done.
 
     Args:
         definition: what it is made of.
@@ -71,7 +72,7 @@ class Group:
         self.definition = definition
         self.created = created
         self.part = Part(definition.blocks)
-        self._optimizer = optimizer
+        self._optimizer: Optimizer | None = optimizer
         self._waiting = waiting
         self._loading = Slots(2, "loads of a group", "LOAD_BUSY")
         self._copying = Slots(1, "copies of a group's optimizer state", "STATE_BUSY", retry_after=1)
@@ -200,19 +201,22 @@ class Group:
                 with self._changed:
                     self._check()
                     self._loaded()
-                    version = self._version
-                state = self._optimizer.state()
+                    version, optimizer = self._version, self._alive()
+                state = optimizer.state()
+                del optimizer
             yield version, state
 
     def delete(self) -> None:
         """Free the memory, and let all who wait for the group fail with NOT_FOUND."""
-        self._end(lambda: NotFound(f"{self.name} was deleted", metadata={"name": self.name}))
+        name = self.name
+        self._end(lambda: NotFound(f"{name} was deleted", metadata={"name": name}))
 
     def stop(self) -> None:
         """Let all who wait for the group fail with UNAVAILABLE, and take nothing more: the process ends."""
         self._end(lambda: errors.Unavailable("the shard is stopping", reason="STOPPING"))
 
     def _end(self, error: Callable[[], errors.TidemillError]) -> None:
+        """Let go of all memory. `error` is kept: it must not hold the group, which would then outlive its last user."""
         with self._changed:
             self._ended = error
             for _, staging in self._staged.values():
@@ -220,6 +224,7 @@ class Group:
             self._staged.clear()
             self._arrived = {}
             self._snapshots = None
+            self._optimizer = None
             self._changed.notify_all()
 
     @property
@@ -234,6 +239,11 @@ class Group:
         if self._snapshots is None:
             raise FailedPrecondition(f"{self.name} has no values yet: load them first", reason="GROUP_EMPTY")
         return self._snapshots
+
+    def _alive(self) -> Optimizer:
+        self._check()
+        assert self._optimizer is not None
+        return self._optimizer
 
     def _reached(self, version: int) -> bool:
         return self._snapshots is not None and self._snapshots.latest.version >= version
@@ -336,7 +346,8 @@ class Group:
             raise
         except BaseException:
             # Part of the blocks may have changed: what the optimizer knows belongs to no version any more.
-            self._end(lambda: errors.Internal(f"the optimizer of {self.name} failed: delete it", reason="ROUND_FAILED"))
+            name = self.name
+            self._end(lambda: errors.Internal(f"the optimizer of {name} failed: delete it", reason="ROUND_FAILED"))
             raise
         finally:
             with self._changed:
@@ -347,7 +358,7 @@ class Group:
 
     def _apply(self) -> tuple[int, int]:
         with self._changed:
-            self._check()
+            optimizer = self._alive()
             snapshots = self._loaded()
             contributions = [self._arrived[rank] for rank in sorted(self._arrived)]
         # Nobody else touches these while `_closing`: they are read and overwritten without the lock.
@@ -356,7 +367,7 @@ class Group:
         values = None
         if gradients is not None:
             values = snapshots.draft()
-            self._optimizer.step(self.part.views(values), self.part.views(gradients))
+            optimizer.step(self.part.views(values), self.part.views(gradients))
         with self._changed:
             self._check()
             snapshots.advance(values)

@@ -8,11 +8,11 @@ from opentelemetry import trace
 
 from tidemill.clock import Clock
 from tidemill.errors import AlreadyExists, Exhausted, NotFound
-from tidemill.parameters import catalogue
+from tidemill.parameters import catalogue, snapshots
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import limit_threads
-from tidemill.parameters.slots import Slots
+from tidemill.slots import Slots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,16 +20,24 @@ class Limits:
     """What one shard takes on.
 
     Args:
-        parameter_bytes: bytes of the parameters of all groups together, of one version, without optimizer state.
+        bytes: bytes of all groups together, as `needed` counts them.
         groups: number of groups.
         waiting: calls that wait for a version at a time.
         optimizer_threads: threads of PyTorch for one operation.
     """
 
-    parameter_bytes: int
+    bytes: int
     groups: int
     waiting: int
     optimizer_threads: int
+
+
+def needed(definition: Definition) -> int:
+    """Bytes that a group takes on its shard at work: versions, the optimizer's state and a round of gradients, float32.
+
+    Beyond them come, for as long as they last, gradients that are sent again and copies of the state.
+    """
+    return 4 * definition.elements * (snapshots.VERSIONS + catalogue.states(definition.optimizer) + definition.workers)
 
 
 class Groups:
@@ -113,11 +121,12 @@ class Groups:
     def _admit(self, definition: Definition) -> None:
         if len(self._groups) >= self._limits.groups:
             raise Exhausted(f"this shard holds {len(self._groups)} groups already", reason="TOO_MANY_GROUPS")
-        held = 4 * sum(group.part.elements for group in self._groups.values())
-        asked = 4 * definition.elements
-        if held + asked > self._limits.parameter_bytes:
+        held = sum(needed(group.definition) for group in self._groups.values())
+        asked, allowed = needed(definition), self._limits.bytes
+        if held + asked > allowed:
             raise Exhausted(
-                f"{asked} bytes of parameters are too many: {held} of {self._limits.parameter_bytes} are taken",
+                f"{definition.name} needs {asked} bytes on this shard (versions, optimizer state and gradients of "
+                f"{definition.workers} workers); all groups together may take {allowed}, {held} are taken",
                 reason="TOO_MANY_PARAMETERS",
-                metadata={"asked": str(asked), "taken": str(held), "limit": str(self._limits.parameter_bytes)},
+                metadata={"asked": str(asked), "taken": str(held), "limit": str(allowed)},
             )

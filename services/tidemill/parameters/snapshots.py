@@ -7,6 +7,9 @@ import numpy as np
 from tidemill.errors import OutOfRange
 from tidemill.tensors.blocks import Array
 
+VERSIONS = 3
+"""Arrays of all values that a shard at work holds: the latest version, the one before, and the next one's draft."""
+
 
 @dataclass(slots=True, eq=False)
 class Buffer:

@@ -27,6 +27,7 @@ class Adagrad(Optimizer):
         )
 
     config: Config
+    states = 1
 
     def start(self, sizes: Sequence[int]) -> None:
         """The given sums, no step made."""

@@ -28,6 +28,7 @@ class Adam(Optimizer):
         fused: bool = parameter("several times faster, and not to the last bit PyTorch's default", False)
 
     config: Config
+    states = 2
 
     def start(self, sizes: Sequence[int]) -> None:
         """Zero means, no step made."""

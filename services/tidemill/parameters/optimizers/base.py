@@ -23,6 +23,9 @@ class Optimizer(ABC):
     Config: ClassVar[type[Any]]
     """Its hyperparameters: a frozen dataclass whose fields are made by `tidemill.config.parameter`."""
 
+    states: ClassVar[int]
+    """Number of tensors of state that have as many elements as the parameters, by which a shard admits groups."""
+
     def __init__(self, config: Any, sizes: Sequence[int]) -> None:
         self.config = config
         self.tensors: dict[str, list[Tensor | None]] = {}

@@ -26,6 +26,7 @@ class Momentum(Optimizer):
         )
 
     config: Config
+    states = 1
 
     def start(self, sizes: Sequence[int]) -> None:
         """The average begins with the first gradient."""

@@ -25,6 +25,7 @@ class Nesterov(Optimizer):
         )
 
     config: Config
+    states = 1
 
     def start(self, sizes: Sequence[int]) -> None:
         """The average begins with the first gradient."""

@@ -24,6 +24,7 @@ class Sgd(Optimizer):
         )
 
     config: Config
+    states = 0
 
     def start(self, sizes: Sequence[int]) -> None:
         """There is no state."""
