@@ -1,4 +1,9 @@
-"""The decision whether a call may go on; every server asks it before anything else."""
+"""The decision whether a call may go on; every server asks it before the call's handler.
+
+Health, reflection and the HTTP port of operations (`/metrics`, `/healthz`, `/readyz`) do not ask: probes and scrapers
+carry no credentials, and these show nothing of the data, only whether the process works, how much, and its public
+contract. Who may reach them is decided by the address that a server listens on.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +20,7 @@ class Principal:
 
 
 class Authorizer(Protocol):
-    """Decides about one call. It lies below all front doors: gRPC, REST, health and metrics share it."""
+    """Decides about one call. It lies below both front doors: gRPC and REST share it."""
 
     def authorize(self, method: str, metadata: Mapping[str, str], peer: str) -> Principal:
         """The caller of `method` (`/package.Service/Method`), when it may go on.

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -17,8 +16,18 @@ from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
+from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
-from tidemill.rpc.threadserver import ThreadInterceptor
+from tidemill.rpc.silence import SILENCE, Silence
+from tidemill.rpc.threadserver import CallPool, ThreadInterceptor
+from tidemill.slots import Slots
+
+CALLS = 1024
+"""Most calls at a time of a server on asyncio: streams, those of health and reflection, and others."""
+PROBE_STREAMS = 128
+"""Most streams of health and reflection at a time of a server on asyncio."""
+STREAMS = 512
+"""Most other streams at a time of a server on asyncio, unless it says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,34 @@ class Server(Protocol):
 
 
 class AioServer:
-    """Serves on the running asyncio loop: for control services and for many waiting streams."""
+    """Serves on the running asyncio loop: for control services and for many waiting streams.
 
-    def __init__(self, services: Sequence[Service], observer: Observer, max_message: int = CONTROL_MESSAGE) -> None:
+    Args:
+        services: what is served.
+        observer: sees every call.
+        max_message: largest message in bytes.
+        streams: streams at a time, of requests or responses; more are refused with RESOURCE_EXHAUSTED. There is always
+            room for as many other calls, health among them, as `CALLS` leaves.
+    """
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        observer: Observer,
+        max_message: int = CONTROL_MESSAGE,
+        *,
+        streams: int = STREAMS,
+    ) -> None:
         self._services = list(services)
+        interceptor = AioInterceptor(
+            observer,
+            streams=Slots(streams, "streams", "TOO_MANY_STREAMS", retry_after=1),
+            probes=Slots(PROBE_STREAMS, "streams of health and reflection", "TOO_MANY_STREAMS", retry_after=1),
+        )
         self._server = grpc.aio.server(
-            interceptors=[AioInterceptor(observer)], options=server_options(max_message), maximum_concurrent_rpcs=1024
+            interceptors=[interceptor],
+            options=server_options(max_message),
+            maximum_concurrent_rpcs=max(CALLS, 2 * streams),
         )
         self._health = AioHealthServicer()
         _register(self._server, self._services, self._health)
@@ -95,12 +126,16 @@ class AioServer:
 class ThreadServer:
     """Serves on a pool of threads: for bulk data, where it is faster than asyncio. A waiting call holds its thread.
 
+    Health and reflection have threads of their own, so that they answer when all others are at work.
+
     Args:
         services: what is served.
         observer: sees every call.
         threads: calls in work at a time.
         max_message: largest message in bytes.
         calls: calls in work and waiting together; more are refused with RESOURCE_EXHAUSTED; 0 = four a thread.
+        silence: seconds after which a call is cancelled whose client sends no message while it is waited for.
+        reflection_silence: the same for reflection.
         extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
     """
 
@@ -112,16 +147,21 @@ class ThreadServer:
         threads: int,
         max_message: int = CONTROL_MESSAGE,
         calls: int = 0,
+        silence: float = SILENCE,
+        reflection_silence: float = REFLECTION_SILENCE,
         extra_ports: Sequence[int] = (),
     ) -> None:
         self.extra_ports = tuple(extra_ports)
         self._services = list(services)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
+        calls = calls or threads * 4
+        self._pool = CallPool(threads, calls)
+        self._probes = Probes(reflection_silence)
+        self._silence = Silence(silence)
         self._server = grpc.server(
             self._pool,
-            interceptors=[ThreadInterceptor(observer)],
+            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence)],
             options=server_options(max_message),
-            maximum_concurrent_rpcs=calls or threads * 4,
+            maximum_concurrent_rpcs=calls + MORE_CALLS,
         )
         self._health = health.HealthServicer()
         _register(self._server, self._services, self._health)
@@ -148,6 +188,8 @@ class ThreadServer:
         self._health.enter_graceful_shutdown()
         stopped = self._server.stop(grace)
         await asyncio.to_thread(stopped.wait)
+        self._silence.close()
+        self._probes.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

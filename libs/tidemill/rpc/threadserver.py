@@ -4,24 +4,72 @@ Threads serve one call after another, so each call runs in a copy of the thread'
 """
 
 import contextvars
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, Optional, TypeAlias
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NoReturn, Optional, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
 from tidemill.rpc.observe import Call, Observer, unobserved
+from tidemill.rpc.probes import Probes
+from tidemill.rpc.silence import Silence
 
 Handler: TypeAlias = Optional["grpc.RpcMethodHandler[Any, Any]"]
+P = ParamSpec("P")
+T = TypeVar("T")
 _END = object()
 
 
-class ThreadInterceptor(grpc.ServerInterceptor):
-    """Wraps every handler of a thread-pool server with an `Observer`."""
+class CallPool(ThreadPoolExecutor):
+    """Threads for calls, which knows how many calls there are.
 
-    def __init__(self, observer: Observer) -> None:
+    Args:
+        threads: calls in work at a time.
+        calls: calls in work and waiting together.
+    """
+
+    def __init__(self, threads: int, calls: int) -> None:
+        super().__init__(threads, thread_name_prefix="grpc")
+        self._calls = calls
+        self._here = 0
+        self._counting = threading.Lock()
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many calls as there may be."""
+        return self._here >= self._calls
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
+        """Run a call, now or when a thread is free."""
+        future = super().submit(fn, *args, **kwargs)
+        with self._counting:
+            self._here += 1
+        future.add_done_callback(self._left)
+        return future
+
+    def _left(self, _: "Future[Any]") -> None:
+        with self._counting:
+            self._here -= 1
+
+
+class ThreadInterceptor(grpc.ServerInterceptor):
+    """Wraps every handler of a thread-pool server with an `Observer`, and bounds what holds threads.
+
+    Args:
+        observer: sees every call.
+        pool: the threads of ordinary calls; when it is full, more are refused.
+        probes: the threads of health, reflection and refusals.
+        silence: ends calls whose client sends nothing.
+    """
+
+    def __init__(self, observer: Observer, pool: CallPool, probes: Probes, silence: Silence) -> None:
         self._observer = observer
+        self._pool = pool
+        self._probes = probes
+        self._silence = silence
 
     def intercept_service(
         self,
@@ -31,25 +79,38 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         """The handler that was found, wrapped."""
         handler: Any = continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or unobserved(method):
-            return handler  # type: ignore[no-any-return]
+        if handler is None:
+            return None
+        if unobserved(method):
+            return self._probes.handler(handler)  # type: ignore[no-any-return]
+        if self._pool.full:
+            # Of this kind it is run at once, and does not wait for a request.
+            return grpc.stream_unary_rpc_method_handler(self._probes.here(self._unary(method, _refuse)))
         codec = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
-            behaviour = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            behaviour = self._heard(handler.stream_stream) if handler.request_streaming else handler.unary_stream
             make = (
                 grpc.stream_stream_rpc_method_handler
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(self._streaming(method, behaviour), **codec)
-        behaviour = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        behaviour = self._heard(handler.stream_unary) if handler.request_streaming else handler.unary_unary
         make_unary = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
         return make_unary(self._unary(method, behaviour), **codec)
+
+    def _heard(self, behaviour: Callable[..., T]) -> Callable[..., T]:
+        """`behaviour`, for clients that go on sending."""
+
+        def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> T:
+            return behaviour(self._silence.watch(requests, context), context)
+
+        return handle
 
     def _begin(self, method: str, context: grpc.ServicerContext) -> Call:
         metadata = context.invocation_metadata() or ()
@@ -93,6 +154,10 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             call.succeed()
 
         return handle
+
+
+def _refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+    raise errors.Exhausted("too many calls at a time; try again later", reason="TOO_MANY_CALLS", retry_after=0.2)
 
 
 def _abort(context: grpc.ServicerContext, call: Call, error: Exception) -> NoReturn:

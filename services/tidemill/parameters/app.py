@@ -7,11 +7,11 @@ from tidemill.parameters.config import Config
 from tidemill.parameters.groups import Groups, Limits
 from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.servicer import SERVICE, ParameterServicer, add_to_server
-from tidemill.slots import Slots
 from tidemill.rpc import app
 from tidemill.rpc.app import App, Hook
 from tidemill.rpc.options import CHUNK
 from tidemill.rpc.server import Service, ThreadServer
+from tidemill.slots import Slots
 
 OVERHEAD = 64 << 10
 """Bytes of a message around its chunk; small messages must fit as well."""
@@ -35,11 +35,14 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
     )
     groups = Groups(limits, clock=clock, tracer=telemetry.tracer, closed=metrics.round_closed)
     pulls = Slots(config.threads - config.reserved_threads, "pulls", "TOO_MANY_PULLS")
-    servicer = ParameterServicer(groups, pulls, metrics)
+    pushes = Slots(config.threads - config.reserved_threads, "pushes and loads", "TOO_MANY_PUSHES")
+    servicer = ParameterServicer(groups, pulls, pushes, metrics)
     server = ThreadServer(
         [Service.of(add_to_server, servicer, SERVICE)],
         app.observer(config, telemetry),
-        threads=config.threads,
+        # So many that pulls and pushes, each with all its places, leave some to the other calls.
+        threads=2 * config.threads - config.reserved_threads,
+        silence=config.silence_seconds,
         max_message=CHUNK + OVERHEAD,
     )
 

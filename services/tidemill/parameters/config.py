@@ -24,9 +24,14 @@ class Config(ServerConfig):
         "most bytes of all groups together: versions, optimizer state and a round of gradients", 4 << 30
     )
     max_groups: int = setting("most groups", 64)
-    threads: int = setting("calls in work at a time", 96)
+    threads: int = setting(
+        "threads for pulls and short calls; pushes and loads have as many again, less reserved_threads", 96
+    )
     waiting_pulls: int = setting("most pulls that wait for a version at a time; each holds a thread", 64)
-    reserved_threads: int = setting("threads that pulls never take, so that pushes go on", 16)
+    reserved_threads: int = setting(
+        "threads that neither pulls nor pushes and loads take, so that other calls go on", 16
+    )
+    silence_seconds: float = setting("longest time that a push or load may send nothing", 30.0)
     optimizer_threads: int = setting("threads of PyTorch for one operation; more processes scale better", 1)
 
     def __post_init__(self) -> None:
@@ -35,6 +40,8 @@ class Config(ServerConfig):
         for field in ("max_bytes", "max_groups", "waiting_pulls", "reserved_threads", "optimizer_threads"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
+        if not 0 < self.silence_seconds <= 3600:
+            raise invalid("silence_seconds", "must be above 0 and at most 3600")
         if self.shard < 0:
             raise invalid("shard", "must not be negative")
         if not 2 <= self.instance_ttl <= 3600:

@@ -20,9 +20,9 @@ from tidemill.parameters.definition import Definition
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Contribution, Header, Outcome, mean
-from tidemill.slots import Slots
 from tidemill.parameters.snapshots import Snapshot, Snapshots
 from tidemill.parameters.staging import Staging, superseded
+from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 

@@ -15,9 +15,9 @@ from tidemill.parameters import catalogue, convert
 from tidemill.parameters.groups import Groups
 from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.rounds import Header
-from tidemill.parameters.slots import Slots
 from tidemill.rpc import paging
 from tidemill.rpc.methods import methods
+from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
@@ -29,12 +29,14 @@ class ParameterServicer:
     Args:
         groups: its groups.
         pulls: places for calls that send blocks, whether they wait or not: fewer than there are threads.
+        pushes: the same for calls that receive blocks.
         metrics: what is counted.
     """
 
-    def __init__(self, groups: Groups, pulls: Slots, metrics: Metrics) -> None:
+    def __init__(self, groups: Groups, pulls: Slots, pushes: Slots, metrics: Metrics) -> None:
         self._groups = groups
         self._pulls = pulls
+        self._pushes = pushes
         self._metrics = metrics
 
     def CreateGroup(self, request: pb.CreateGroupRequest, context: grpc.ServicerContext) -> pb.Group:
@@ -59,17 +61,19 @@ class ParameterServicer:
 
     def Load(self, request_iterator: Iterator[pb.LoadRequest], context: grpc.ServicerContext) -> pb.Group:
         """Take first values."""
-        first = next(request_iterator, pb.LoadRequest())
-        group = self._groups.get(convert.group_name(first.name))
-        group.load(_loaded(first, request_iterator))
-        return convert.from_group(group)
+        with self._pushes:
+            first = next(request_iterator, pb.LoadRequest())
+            group = self._groups.get(convert.group_name(first.name))
+            group.load(_loaded(first, request_iterator))
+            return convert.from_group(group)
 
     def Push(self, request_iterator: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> pb.PushResponse:
         """Take gradients."""
         try:
-            name, header = convert.to_header(next(request_iterator, None))
-            _describe(name, header)
-            outcome = self._groups.get(name).push(header, _counted(request_iterator, self._metrics.pushed_bytes))
+            with self._pushes:
+                name, header = convert.to_header(next(request_iterator, None))
+                _describe(name, header)
+                outcome = self._groups.get(name).push(header, _counted(request_iterator, self._metrics.pushed_bytes))
         except (errors.TidemillError, grpc.RpcError):
             self._metrics.pushes.labels("refused").inc()
             raise

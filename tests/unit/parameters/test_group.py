@@ -15,7 +15,7 @@ from tidemill.parameters.definition import Definition, Tensor
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.rounds import Header
-from tidemill.parameters.slots import Slots
+from tidemill.slots import Slots
 from tidemill.tensors.blocks import Array, Block
 
 ONES = np.ones(4, np.float32).tobytes()

@@ -3,7 +3,7 @@
 import pytest
 
 from tidemill.errors import Exhausted
-from tidemill.parameters.slots import Slots
+from tidemill.slots import Slots
 
 
 def test_who_finds_no_place_is_sent_away_with_a_time_to_come_back() -> None:
