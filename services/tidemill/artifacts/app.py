@@ -11,6 +11,7 @@ from tidemill.artifacts import stores
 from tidemill.artifacts.blobs import Blobs
 from tidemill.artifacts.catalog import Catalog
 from tidemill.artifacts.config import ArtifactsConfig
+from tidemill.artifacts.keeper import Keeper
 from tidemill.artifacts.metrics import Metrics
 from tidemill.artifacts.sections import Sections
 from tidemill.artifacts.servicer import ArtifactServicer
@@ -93,6 +94,7 @@ def build(config: ArtifactsConfig, *, store: Store | None = None, clock: Clock |
             clock=clock,
         )
         tasks.append(registration.run)
+        tasks.append(Keeper(registry, catalog, clock, config.reference_grace_seconds).run)
         stoppers.append(registration.withdraw)
         closers.append(registry.close)
     app = App(
@@ -121,6 +123,7 @@ def _limits(config: ArtifactsConfig) -> Limits:
         blob_bytes=config.max_blob_bytes,
         uploads=config.max_uploads,
         idle=config.upload_idle_seconds,
+        start=config.upload_start_seconds,
         writer_stall=config.writer_stall_seconds,
         free_bytes=config.min_free_bytes,
     )

@@ -57,6 +57,24 @@ class Blobs:
             return None
         return blob if blob.size == size else None
 
+    async def announced(self, sha256: str, size: int) -> Blob | None:
+        """The blob if there is one, for somebody who says that it has this size; None also for one that is damaged.
+
+        Raises:
+            Invalid: the blob has another size; it was read to be sure that it is not damaged.
+        """
+        blob = await self.stored(sha256, size)
+        if blob is not None or sha256 in self._damaged:
+            return blob
+        try:
+            found = await self.get(sha256)
+            async with aclosing(self._verified(sha256, self._store.get(keys.blob(sha256)))) as pieces:
+                async for _ in pieces:
+                    pass
+        except (errors.NotFound, errors.DataLoss):
+            return None
+        raise errors.invalid("size", f"blob {sha256} has {found.size} bytes, not {size}")
+
     async def page(self, after: str, limit: int) -> list[Blob]:
         """At most `limit` blobs with a digest greater than `after`, in order of digest."""
         entries = await self._store.entries(keys.BLOBS, f"{keys.BLOBS}{after}", limit)

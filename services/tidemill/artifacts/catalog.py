@@ -8,7 +8,7 @@ what a crash leaves. All of this happens in critical sections of the artifact an
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -26,6 +26,8 @@ T = TypeVar("T")
 MAX_REFERENCES = 1000
 PARALLEL = 8
 """Requests to the store that one call makes at a time."""
+PAGE = 1000
+"""References that are listed at a time."""
 PAGE_BYTES = 1 << 20
 """Manifests and references in one page, in bytes: a page must fit into a message."""
 
@@ -38,6 +40,15 @@ class Artifact:
     manifest: Manifest
     references: tuple[str, ...]
     created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A reference as it is stored: the SHA-256 of its text, its artifact, and since when in seconds since the epoch."""
+
+    artifact: str
+    reference: str
+    since: float
 
 
 class Catalog:
@@ -146,7 +157,12 @@ class Catalog:
         """At most `limit` artifacts with a digest greater than `after`, in order, and where the next page begins after.
 
         A page may hold fewer, even none, when they are large or of other kinds; the list ends with the digest "".
+
+        Raises:
+            Invalid: no artifact can be of this kind.
         """
+        if kind:
+            names.check(kind, "kind")
         found: list[Artifact] = []
         size, last = 0, ""
         entries = await self._store.entries(keys.MANIFESTS, f"{keys.MANIFESTS}{after}", limit)
@@ -268,6 +284,24 @@ class Catalog:
             return await self._load(digest)
 
         return await self._sections.run([keys.manifest(digest)], remove)
+
+    async def held(self) -> AsyncGenerator[Held, None]:
+        """All references to all artifacts, in order of key; those that come or go meanwhile may be missed."""
+        after, more = "", True
+        while more:
+            entries = await self._store.entries(keys.REFERENCES, after, PAGE)
+            for entry in entries:
+                _, artifact, reference = entry.key.split("/")
+                yield Held(artifact, reference, entry.modified)
+                after = entry.key
+            more = len(entries) == PAGE
+
+    async def text(self, held: Held) -> str | None:
+        """What a reference says; None when it was taken back meanwhile."""
+        try:
+            return (await self._store.read_small(f"{keys.references(held.artifact)}{held.reference}")).decode()
+        except errors.NotFound:
+            return None
 
 
 def _check_reference(reference: str) -> None:

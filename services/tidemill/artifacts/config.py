@@ -14,7 +14,7 @@ class ArtifactsConfig(ServerConfig):
     port: int = setting("gRPC port; 0 = a free one", 7102)
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 9102)
     registry_address: str = setting(
-        "host:port of the registry to announce this process to; none = do not",
+        "host:port of the registry to announce this process to, and whose model versions are protected; none = do not",
         "127.0.0.1:7101",
         env="TIDEMILL_REGISTRY_ADDRESS",
     )
@@ -26,7 +26,11 @@ class ArtifactsConfig(ServerConfig):
     max_blob_bytes: int = setting("largest blob", 64 << 30)
     max_uploads: int = setting("most uploads in work at a time", 256)
     upload_idle_seconds: float = setting("time after which an upload without news is given up", 86400.0)
+    upload_start_seconds: float = setting("time after which an upload without a byte is given up", 300.0)
     writer_stall_seconds: float = setting("silence after which another call may go on with an upload", 5.0)
+    reference_grace_seconds: float = setting(
+        "time for which a reference of a model version that does not exist stays", 600.0
+    )
     min_free_bytes: int = setting("disk space that uploads leave free", 256 << 20)
 
     s3_endpoint: str = setting("host:port of the S3 server", "")
@@ -43,7 +47,15 @@ class ArtifactsConfig(ServerConfig):
         ServerConfig.__post_init__(self)
         if not self.data:
             raise invalid("data", "must name a directory")
-        for field in ("max_blob_bytes", "max_uploads", "upload_idle_seconds", "writer_stall_seconds", "s3_timeout"):
+        for field in (
+            "max_blob_bytes",
+            "max_uploads",
+            "upload_idle_seconds",
+            "upload_start_seconds",
+            "writer_stall_seconds",
+            "reference_grace_seconds",
+            "s3_timeout",
+        ):
             if getattr(self, field) <= 0:
                 raise invalid(field, "must be positive")
         if self.min_free_bytes < 0:

@@ -1,11 +1,15 @@
 """Between the protobuf messages of the artifact service and its domain objects."""
 
+from collections.abc import Iterable, Iterator
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tidemill import names
 from tidemill.api.artifacts.v1 import artifacts_pb2 as pb
+from tidemill.api.registry.v1 import registry_pb2
 from tidemill.artifacts.blobs import Blob
 from tidemill.artifacts.catalog import Artifact
+from tidemill.artifacts.changes import Appeared, Gone
 from tidemill.artifacts.manifests import DEFAULT_MEDIA_TYPE, File
 from tidemill.artifacts.uploads import Upload
 
@@ -63,6 +67,29 @@ def to_artifact(artifact: Artifact) -> pb.Artifact:
         references=artifact.references,
         create_time=_time(artifact.created),
     )
+
+
+def model(message: registry_pb2.Model) -> str:
+    """The name of a model."""
+    return names.split(message.name, "models")[0]
+
+
+def to_version(message: registry_pb2.ModelVersion) -> Appeared:
+    """A version, as far as it matters here."""
+    return Appeared(message.name, message.artifact)
+
+
+def changes(events: Iterable[registry_pb2.Event]) -> Iterator[Appeared | Gone]:
+    """What changes of the registry mean to versions, in their order; a deleted model takes its versions with it."""
+    for event in events:
+        deleted = event.type == registry_pb2.EVENT_TYPE_DELETED
+        match event.WhichOneof("resource"):
+            case "model_version" if deleted:
+                yield Gone((event.model_version.name,))
+            case "model_version" if event.type == registry_pb2.EVENT_TYPE_CREATED:
+                yield to_version(event.model_version)
+            case "model" if deleted:
+                yield Gone([f"{event.model.name}/versions/{n}" for n in range(1, event.model.latest_version + 1)])
 
 
 def _time(seconds: float) -> Timestamp:

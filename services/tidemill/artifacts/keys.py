@@ -14,6 +14,7 @@ from tidemill.names import check_digest
 BLOBS = "blobs/"
 MANIFESTS = "manifests/"
 DELETIONS = "deletions/"
+REFERENCES = "references/"
 
 
 def blob(sha256: str) -> str:
@@ -43,12 +44,17 @@ def use(sha256: str, artifact: str) -> str:
 
 def references(artifact: str) -> str:
     """Prefix of the keys of an artifact's references."""
-    return f"references/{check_digest(artifact)}/"
+    return f"{REFERENCES}{check_digest(artifact)}/"
 
 
 def reference(artifact: str, text: str) -> str:
     """Key of one reference to an artifact."""
-    return f"{references(artifact)}{hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{references(artifact)}{digest(text)}"
+
+
+def digest(text: str) -> str:
+    """The SHA-256 of a reference, under which it is kept."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def last(key: str) -> str:

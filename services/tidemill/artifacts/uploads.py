@@ -24,17 +24,23 @@ T = TypeVar("T")
 THREADS = 8
 CHUNK = 1 << 20
 """Largest chunk of an upload, in bytes."""
+UNTOUCHED = 5.0
+"""Seconds after which an upload without a byte makes room for another, where the limit of uploads is reached."""
 REMEMBERED = 1024
 """Finished uploads that are remembered, so that a lost answer can be asked for again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of what uploads may take; sizes in bytes, times in seconds."""
+    """Bounds of what uploads may take; sizes in bytes, times in seconds.
+
+    An upload is given up `idle` seconds after it was last heard of, or after `start` seconds without its first byte.
+    """
 
     blob_bytes: int
     uploads: int
     idle: float
+    start: float
     writer_stall: float
     free_bytes: int
 
@@ -54,10 +60,11 @@ class Upload:
 class _Active:
     """An upload in work."""
 
-    def __init__(self, identifier: str, spool: Spool, deadline: float) -> None:
+    def __init__(self, identifier: str, spool: Spool, heard: float) -> None:
         self.id = identifier
         self.spool = spool
-        self.deadline = deadline
+        self.heard = heard
+        """When it was last heard of, in seconds of the monotonic clock; without a byte, when it began."""
         self.writer: Writer | None = None
 
     @property
@@ -97,9 +104,8 @@ class Uploads:
     async def start(self) -> None:
         """Take up what an earlier process left."""
         for spool_id, spool in await self._run(self._load):
-            idle = max(0.0, self._clock.now() - spool.record.touched)
-            deadline = self._clock.monotonic() + max(0.0, self._limits.idle - idle)
-            self._active[spool_id] = _Active(spool_id, spool, deadline)
+            silent = max(0.0, self._clock.now() - spool.record.touched)
+            self._active[spool_id] = _Active(spool_id, spool, self._clock.monotonic() - silent)
 
     def _load(self) -> list[tuple[str, Spool]]:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -118,7 +124,7 @@ class Uploads:
         """A new upload; complete at once when there is such a blob.
 
         Raises:
-            Invalid: no digest, or a size that is negative.
+            Invalid: no digest, a size that is negative, or not that of the blob with this digest.
             Exhausted: with reason BLOB_TOO_LARGE, TOO_MANY_UPLOADS or DISK_FULL.
         """
         names.check_digest(sha256, "sha256")
@@ -131,7 +137,7 @@ class Uploads:
                 metadata={"limit": str(self._limits.blob_bytes)},
             )
         identifier = secrets.token_hex(16)
-        blob = await self._blobs.stored(sha256, size)
+        blob = await self._blobs.announced(sha256, size)
         if blob is not None:
             self._metrics.deduplicated.inc()
             return self._completed(identifier, blob)
@@ -139,19 +145,35 @@ class Uploads:
         async with self._creating:  # nobody else takes the room that was just found
             await self._check_room(size)
             spool = await self._run(lambda: Spool.create(self._folder, identifier, record))
-            active = _Active(identifier, spool, self._clock.monotonic() + self._limits.idle)
+            active = _Active(identifier, spool, self._clock.monotonic())
             self._active[identifier] = active
         return self._describe(active)
 
     async def _check_room(self, size: int) -> None:
         if len(self._active) >= self._limits.uploads:
+            await self._make_room()
+        if len(self._active) >= self._limits.uploads:
             raise errors.Exhausted(
                 f"{len(self._active)} uploads are in work already", reason="TOO_MANY_UPLOADS", retry_after=5
             )
-        free = (await self._run(lambda: shutil.disk_usage(self._folder))).free
-        promised = sum(active.size - active.spool.offset for active in self._active.values())
-        if size + promised + self._limits.free_bytes > free:
-            raise errors.Exhausted("there is no space for this upload", reason="DISK_FULL", retry_after=60)
+        # What others have announced takes no space before it comes: an announcement costs nothing.
+        await self._run(lambda: self._check_disk(size))
+
+    async def _make_room(self) -> None:
+        """Give up the upload that has waited longest for its first byte, if there is one."""
+        latest = self._clock.monotonic() - UNTOUCHED
+        waiting = [active for active in self._active.values() if active.spool.offset == 0 and active.heard < latest]
+        if waiting:
+            await self._give_up(min(waiting, key=lambda active: active.heard), lambda active: active.spool.offset == 0)
+
+    def _check_disk(self, size: int) -> None:
+        if size + self._limits.free_bytes > shutil.disk_usage(self._folder).free:
+            raise errors.Exhausted("there is no space for these bytes", reason="DISK_FULL", retry_after=60)
+
+    def _deadline(self, active: _Active) -> float:
+        """When an upload is given up, in seconds of the monotonic clock."""
+        limit = self._limits.idle if active.spool.offset else min(self._limits.start, self._limits.idle)
+        return active.heard + limit
 
     def _completed(self, identifier: str, blob: Blob) -> Upload:
         self._complete[identifier] = blob
@@ -160,7 +182,7 @@ class Uploads:
         return Upload(identifier, blob.sha256, blob.size, blob.size, True, self._clock.now() + self._limits.idle)
 
     def _describe(self, active: _Active) -> Upload:
-        expires = self._clock.now() + active.deadline - self._clock.monotonic()
+        expires = self._clock.now() + self._deadline(active) - self._clock.monotonic()
         return Upload(active.id, active.sha256, active.size, active.spool.offset, False, expires)
 
     def _find(self, identifier: str) -> _Active:
@@ -200,12 +222,22 @@ class Uploads:
         if active.writer is not writer:
             self._find(active.id)
             raise errors.Stale("another call took this upload over", reason="UPLOAD_TAKEN_OVER")
-        if offset < 0 or len(data) > CHUNK:
-            raise errors.invalid("offset" if offset < 0 else "data", f"must be 0 or more, with at most {CHUNK} bytes")
+        if offset < 0:
+            raise errors.invalid("offset", "must not be negative")
+        if len(data) > CHUNK:
+            raise errors.invalid("data", f"must have at most {CHUNK} bytes, not {len(data)}")
         writer.heard = self._clock.monotonic()
-        active.deadline = writer.heard + self._limits.idle
         now = self._clock.now()
-        self._metrics.bytes_in.inc(await self._run(lambda: active.spool.append(offset, data, now)))
+
+        def write() -> int:
+            new = offset + len(data) - active.spool.offset
+            if new > 0:
+                self._check_disk(new)
+            return active.spool.append(offset, data, now)
+
+        # A first byte, not an empty chunk, is what makes an upload one that is worth waiting for.
+        active.heard = writer.heard if data else active.heard
+        self._metrics.bytes_in.inc(await self._run(write))
         writer.heard = self._clock.monotonic()
 
     async def close_writer(self, writer: "Writer", active: _Active) -> Upload:
@@ -275,14 +307,22 @@ class Uploads:
     async def expire(self) -> None:
         """Give up the uploads that were idle for too long."""
 
-        async def expire(active: _Active) -> None:
-            if self._active.get(active.id) is active and active.deadline <= self._clock.monotonic():
+        def late(active: _Active) -> bool:
+            return self._deadline(active) <= self._clock.monotonic()
+
+        for active in list(self._active.values()):
+            if late(active):
+                await self._give_up(active, late)
+
+    async def _give_up(self, active: _Active, condition: Callable[[_Active], bool]) -> None:
+        """Drop an upload, if it is still in work and meets the condition when nobody finishes it."""
+
+        async def give_up() -> None:
+            if self._active.get(active.id) is active and condition(active):
                 LOG.info("an idle upload is given up", extra={"upload": active.id, "offset": active.spool.offset})
                 await self._drop(active)
 
-        for active in list(self._active.values()):
-            if active.deadline <= self._clock.monotonic():
-                await self._sections.run([f"uploads/{active.id}"], partial(expire, active))
+        await self._sections.run([f"uploads/{active.id}"], give_up)
 
     async def close(self) -> None:
         """Make safe what arrived, for the next process."""
@@ -313,7 +353,7 @@ class Writer:
             OutOfRange: with reason UPLOAD_GAP or BEYOND_SIZE.
             Stale: with reason UPLOAD_TAKEN_OVER, after a long silence.
             NotFound: the upload was given up meanwhile.
-            Exhausted: with reason DISK_FULL.
+            Exhausted: with reason DISK_FULL; what had arrived before stays.
         """
         await self._uploads.append(self, self._active, offset, data)
 

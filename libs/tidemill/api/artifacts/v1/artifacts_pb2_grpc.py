@@ -118,7 +118,8 @@ class ArtifactServiceServicer(object):
     """
 
     def CreateUpload(self, request, context):
-        """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once.
+        """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once, or
+        INVALID_ARGUMENT when the announced size is another. One without a byte is given up soon.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,6 +216,8 @@ class ArtifactServiceServicer(object):
 
     def AddReference(self, request, context):
         """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing.
+        References `models/{model}/versions/{number}` come and go with the versions in the registry; one to a version that
+        does not exist is removed after a while.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

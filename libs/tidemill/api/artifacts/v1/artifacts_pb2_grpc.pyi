@@ -35,7 +35,9 @@ class ArtifactServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArtifactServiceAsyncStub: ...
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.Upload]
-    """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once."""
+    """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once, or
+    INVALID_ARGUMENT when the announced size is another. One without a byte is given up soon.
+    """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.GetUploadRequest, _artifacts_pb2.Upload]
     """Says how far an upload is, to resume it after a broken connection."""
     WriteUpload: _grpc.StreamUnaryMultiCallable[_artifacts_pb2.WriteUploadRequest, _artifacts_pb2.Upload]
@@ -70,7 +72,10 @@ class ArtifactServiceStub:
     DeleteArtifact: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _empty_pb2.Empty]
     """Deletes an artifact and those of its blobs that no other lists; FAILED_PRECONDITION while something refers to it."""
     AddReference: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.AddReferenceRequest, _artifacts_pb2.Artifact]
-    """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing."""
+    """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing.
+    References `models/{model}/versions/{number}` come and go with the versions in the registry; one to a version that
+    does not exist is removed after a while.
+    """
     RemoveReference: _grpc.UnaryUnaryMultiCallable[_artifacts_pb2.RemoveReferenceRequest, _artifacts_pb2.Artifact]
     """Takes such a record back. Repeating it changes nothing."""
 
@@ -80,7 +85,9 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.CreateUploadRequest, _artifacts_pb2.Upload]  # type: ignore[assignment]
-    """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once."""
+    """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once, or
+    INVALID_ARGUMENT when the announced size is another. One without a byte is given up soon.
+    """
     GetUpload: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.GetUploadRequest, _artifacts_pb2.Upload]  # type: ignore[assignment]
     """Says how far an upload is, to resume it after a broken connection."""
     WriteUpload: _aio.StreamUnaryMultiCallable[_artifacts_pb2.WriteUploadRequest, _artifacts_pb2.Upload]  # type: ignore[assignment]
@@ -115,7 +122,10 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     DeleteArtifact: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.DeleteArtifactRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an artifact and those of its blobs that no other lists; FAILED_PRECONDITION while something refers to it."""
     AddReference: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.AddReferenceRequest, _artifacts_pb2.Artifact]  # type: ignore[assignment]
-    """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing."""
+    """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing.
+    References `models/{model}/versions/{number}` come and go with the versions in the registry; one to a version that
+    does not exist is removed after a while.
+    """
     RemoveReference: _aio.UnaryUnaryMultiCallable[_artifacts_pb2.RemoveReferenceRequest, _artifacts_pb2.Artifact]  # type: ignore[assignment]
     """Takes such a record back. Repeating it changes nothing."""
 
@@ -128,7 +138,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.CreateUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.Upload, _abc.Awaitable[_artifacts_pb2.Upload]]:
-        """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once."""
+        """Starts an upload. When a blob with the announced digest exists already, the upload is COMPLETE at once, or
+        INVALID_ARGUMENT when the announced size is another. One without a byte is given up soon.
+        """
 
     @_abc_1.abstractmethod
     def GetUpload(
@@ -241,7 +253,10 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifacts_pb2.AddReferenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifacts_pb2.Artifact, _abc.Awaitable[_artifacts_pb2.Artifact]]:
-        """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing."""
+        """Records that something outside needs an artifact, which protects it from deletion. Repeating it changes nothing.
+        References `models/{model}/versions/{number}` come and go with the versions in the registry; one to a version that
+        does not exist is removed after a while.
+        """
 
     @_abc_1.abstractmethod
     def RemoveReference(

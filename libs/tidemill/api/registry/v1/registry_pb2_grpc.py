@@ -161,6 +161,8 @@ class RegistryServiceServicer(object):
 
     def CreateModelVersion(self, request, context):
         """Adds the next version of a model. Its content never changes afterwards, tags and description excepted.
+        The artifact service protects the artifact soon after, by the reference `models/{model}/versions/{number}`, until the
+        version is deleted: add a reference to the artifact first, or it may be deleted in between.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

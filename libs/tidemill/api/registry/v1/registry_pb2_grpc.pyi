@@ -53,7 +53,10 @@ class RegistryServiceStub:
     and `force` is not set.
     """
     CreateModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]
-    """Adds the next version of a model. Its content never changes afterwards, tags and description excepted."""
+    """Adds the next version of a model. Its content never changes afterwards, tags and description excepted.
+    The artifact service protects the artifact soon after, by the reference `models/{model}/versions/{number}`, until the
+    version is deleted: add a reference to the artifact first, or it may be deleted in between.
+    """
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]
     """Reads one version, by number or alias."""
     ListModelVersions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]
@@ -101,7 +104,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     and `force` is not set.
     """
     CreateModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.CreateModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
-    """Adds the next version of a model. Its content never changes afterwards, tags and description excepted."""
+    """Adds the next version of a model. Its content never changes afterwards, tags and description excepted.
+    The artifact service protects the artifact soon after, by the reference `models/{model}/versions/{number}`, until the
+    version is deleted: add a reference to the artifact first, or it may be deleted in between.
+    """
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetModelVersionRequest, _registry_pb2.ModelVersion]  # type: ignore[assignment]
     """Reads one version, by number or alias."""
     ListModelVersions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListModelVersionsRequest, _registry_pb2.ListModelVersionsResponse]  # type: ignore[assignment]
@@ -182,7 +188,10 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.CreateModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ModelVersion, _abc.Awaitable[_registry_pb2.ModelVersion]]:
-        """Adds the next version of a model. Its content never changes afterwards, tags and description excepted."""
+        """Adds the next version of a model. Its content never changes afterwards, tags and description excepted.
+        The artifact service protects the artifact soon after, by the reference `models/{model}/versions/{number}`, until the
+        version is deleted: add a reference to the artifact first, or it may be deleted in between.
+        """
 
     @_abc_1.abstractmethod
     def GetModelVersion(
