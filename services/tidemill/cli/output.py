@@ -49,9 +49,14 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def printable(text: str) -> str:
+    """`text` with control characters spelled out: what others wrote must not steer this terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def warn(text: str) -> None:
     """A line on standard error."""
-    print(f"tidemill: {text}", file=sys.stderr)
+    print(f"tidemill: {printable(text)}", file=sys.stderr)
 
 
 def print_table(
@@ -65,7 +70,7 @@ def print_table(
         fold: names of the columns whose cells may be broken up into lines.
         empty: printed when there is no row.
     """
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
     if not cells:
         print(empty)
         return
@@ -98,7 +103,7 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields:
         if value not in ("", None):
-            table.add_row(name, str(value))
+            table.add_row(name, printable(str(value)))
     _print(table)
 
 

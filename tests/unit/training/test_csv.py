@@ -67,7 +67,7 @@ class TestTexts:
     [
         ("", "empty"),
         ("a,label\n", "no rows"),
-        ("a,b\n1,2\n", "no column 'label'; it has a, b"),
+        ("a,b\n1,2\n", "no column 'label'; it has 'a', 'b'"),
         ("label\nx\n", "no column but the label"),
         ("a,a,label\n1,2,x\n", "'a' is not one"),
         ("a,,label\n1,2,x\n", "name of its own"),

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from tidemill.cli import connection
 from tidemill.cli.commands.base import Command
 from tidemill.cli.commands.jobs import job_name
-from tidemill.cli.output import print_line, to_json, when
+from tidemill.cli.output import print_line, printable, to_json, when
 from tidemill.cli.values import whole
 from tidemill.clients.training import TrainingClient
 
@@ -42,5 +42,5 @@ async def _run(options: argparse.Namespace) -> int:
                     print_line(to_json(line))
                 else:
                     who = "training" if line.rank < 0 else f"rank {line.rank}"
-                    print(f"{when(line.time, '%H:%M:%S')} {who:<8} {line.text}", flush=True)
+                    print(f"{when(line.time, '%H:%M:%S')} {who:<8} {printable(line.text)}", flush=True)
     return 0

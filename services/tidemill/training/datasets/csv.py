@@ -76,7 +76,7 @@ def _check_columns(columns: Sequence[str], options: Options) -> None:
             raise bad(f"every column must have a name of its own; {name[:40]!r} is not one")
     for name in filter(None, (options.label_column, options.text_column)):
         if name not in columns:
-            raise bad(f"the table has no column {name[:40]!r}; it has {', '.join(columns)[:200]}")
+            raise bad(f"the table has no column {name[:40]!r}; it has {', '.join(map(repr, columns))[:200]}")
     if options.label_column == options.text_column:
         raise bad("the label column and the text column must differ")
     if len(columns) < 2:
