@@ -31,12 +31,8 @@ class Blocking:
         @functools.wraps(method)
         def call(*arguments: Any, **options: Any) -> Any:
             result = method(*arguments, **options)
-            if inspect.isawaitable(result):
-                return self._loop.run(_result(result))
+            if inspect.iscoroutine(result):
+                return self._loop.run(result)
             return self._loop.iterate(result) if hasattr(result, "__anext__") else result
 
         return call
-
-
-async def _result(awaitable: Any) -> Any:
-    return await awaitable

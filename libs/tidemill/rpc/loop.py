@@ -33,15 +33,15 @@ class LoopThread:
             FailedPrecondition: with reason CLOSED, after `close`.
             concurrent.futures.CancelledError: `close` came meanwhile.
         """
-        result = self._submit(work)
+        result: concurrent.futures.Future[T] = concurrent.futures.Future()
         try:
+            self._submit(work, result)
             return result.result(timeout)
         except (TimeoutError, KeyboardInterrupt):
             result.cancel()
             raise
 
-    def _submit(self, work: Coroutine[Any, Any, T]) -> "concurrent.futures.Future[T]":
-        result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    def _submit(self, work: Coroutine[Any, Any, T], result: "concurrent.futures.Future[T]") -> None:
         context = contextvars.copy_context()
 
         def start() -> None:
@@ -52,7 +52,7 @@ class LoopThread:
         with self._lock:
             if not self._closed:
                 self._loop.call_soon_threadsafe(start)
-                return result
+                return
         work.close()
         raise FailedPrecondition("the connection is closed", reason="CLOSED")
 

@@ -1,7 +1,7 @@
 """A log file that never grows beyond a limit."""
 
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 
 class LogFile:
@@ -15,7 +15,7 @@ class LogFile:
     def __init__(self, path: Path, limit: int) -> None:
         self._path = path
         self._limit = limit
-        self._file: BinaryIO = path.open("ab")
+        self._file: IO[bytes] = path.open("ab", buffering=0)
 
     def write(self, line: str) -> None:
         """Append a line.
@@ -27,9 +27,8 @@ class LogFile:
         if self._file.tell() + len(raw) > self._limit:
             self._file.close()
             self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-            self._file = self._path.open("ab")
+            self._file = self._path.open("ab", buffering=0)
         self._file.write(raw)
-        self._file.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -103,7 +103,7 @@ def _headline(job: pb.Job) -> Text:
 
 def headline(job: pb.Job) -> str:
     """What a job does right now, and its latest numbers."""
-    parts, progress = [state_name(job)], job.progress
+    parts, progress = [state_name(job) if job.state else "connecting"], job.progress
     if job.waiting:
         parts.append(job.waiting)
     if job.state == pb.Job.STATE_STARTING:

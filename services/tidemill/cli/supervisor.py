@@ -4,7 +4,6 @@ It never imports grpc: a process that has used grpc must not fork, and this one 
 """
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tidemill import config
+from tidemill.cli import process
 from tidemill.cli.logfile import LogFile
 from tidemill.errors import Unavailable
 
@@ -26,7 +26,6 @@ USAGE_ERROR = 2
 """Exit status of a service whose settings are wrong or whose port is taken: starting it again would not help."""
 LOG_BYTES = 8 << 20
 _POLL = 0.1
-_LINE = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,17 +73,16 @@ class _Child:
     def __init__(self, program: Program, log: LogFile) -> None:
         self.program = program
         self.log = log
-        self.process: asyncio.subprocess.Process | None = None
+        self.unlogged = False
+        self.process: process.Process | None = None
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.returncode is None
+        return self.process is not None and self.process.alive
 
     def signal(self, number: signal.Signals) -> None:
-        """To its group: also what it may have started."""
-        if self.process is not None:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, number)
+        if self.process is not None and self.process.alive:
+            self.process.signal(number)
 
 
 class Supervisor:
@@ -158,13 +156,11 @@ class Supervisor:
         for _, tier in groupby(order, key=lambda child: child.program.tier):
             children = list(tier)
             for child in children:
-                if child.alive:
-                    child.signal(signal.SIGTERM)
+                child.signal(signal.SIGTERM)
             await self._ended(children, min(self._pace.tier, deadline - asyncio.get_running_loop().time()))
         await self._ended(order, deadline - asyncio.get_running_loop().time())
         for child in order:
-            if child.alive:
-                child.signal(signal.SIGKILL)
+            child.signal(signal.SIGKILL)
         await asyncio.gather(*self._keepers.values(), return_exceptions=True)  # `run` has raised what there was
         for child in self._children:
             child.log.close()
@@ -197,49 +193,22 @@ class Supervisor:
 
     async def _once(self, child: _Child) -> int:
         """Run a program to its end; its exit status, negative for a signal. Raises OSError."""
-        process = child.process = await self._spawn(child.program)
+        program = child.program
+        command = [sys.executable, "-m", "tidemill.cli.child", program.module]
+        environment = {**config.environ(), **program.environment}
+        child.process = await process.start(command, environment, lambda line: self._line(child, line))
         if self._stopping.is_set():  # it was being made while the others were told to end
-            child.signal(signal.SIGTERM)
-        assert process.stdout is not None
-        reader = asyncio.create_task(self._forward(child, process.stdout))
-        status = await process.wait()
-        child.signal(signal.SIGKILL)  # what it has started must not go on without it
-        await asyncio.wait({reader}, timeout=self._pace.drain)  # what has left its group may keep the pipe open
-        reader.cancel()
-        await asyncio.gather(reader, return_exceptions=True)
-        return status
+            child.process.signal(signal.SIGTERM)
+        return await child.process.wait(self._pace.drain)
 
-    async def _spawn(self, program: Program) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "tidemill.cli.child",
-            program.module,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**config.environ(), **program.environment},
-            limit=_LINE,
-            # A group of its own: Ctrl-C reaches only the supervisor, which then ends the services in order.
-            start_new_session=True,
-        )
-
-    async def _forward(self, child: _Child, stream: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                raw = await stream.readuntil(b"\n")
-            except asyncio.IncompleteReadError as end:
-                raw = end.partial
-            except asyncio.LimitOverrunError as overrun:  # a very long line: it becomes several
-                raw = await stream.read(overrun.consumed)
-            if not raw:
-                return
-            line = raw.decode(errors="replace").rstrip("\r\n")
-            try:
-                child.log.write(line)
-            except OSError as error:  # a full disk must not stop the services from being read, and so from running
+    def _line(self, child: _Child, line: str) -> None:
+        try:
+            child.log.write(line)
+        except OSError as error:  # a full disk must not stop the services from being read, and so from running
+            if not child.unlogged:
                 self._show(child.program.name, f"its log file cannot be written: {error.strerror}")
-            self._show(child.program.name, line)
+            child.unlogged = True
+        self._show(child.program.name, line)
 
     async def _ready(self, child: _Child) -> None:
         while not (child.alive and await asyncio.to_thread(_answers, child.program.ready_url)):  # noqa: ASYNC110 another process

@@ -48,12 +48,12 @@ class Predict(Command):
 
     def run(self, options: argparse.Namespace) -> int:
         """0 when the model answered."""
-        return asyncio.run(_run(options))
+        arrays = read(options.input)  # before there is a loop, which would make Ctrl-C wait for the end of the input
+        return asyncio.run(_run(options, arrays))
 
 
-async def _run(options: argparse.Namespace) -> int:
+async def _run(options: argparse.Namespace, arrays: dict[str, Any]) -> int:
     where = connection.Connection(options)
-    arrays = await asyncio.to_thread(read, options.input)
     with where.traced("tidemill predict") as (telemetry, trace_id):
         async with where.client("inference", InferenceClient, tracer=telemetry.tracer) as client:
             metadata = await client.metadata(options.model, options.version)
@@ -87,8 +87,9 @@ def read(source: str) -> dict[str, Any]:
     shown = "standard input" if source == "-" else source
     try:
         if source != "-" and Path(source).suffix in (".npy", ".npz"):
-            loaded = np.load(source, allow_pickle=False)
-            return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+            with Path(source).open("rb") as file:
+                loaded = np.load(file, allow_pickle=False)
+                return {"": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
         found = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text())
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         kind = "JSON" if source == "-" or Path(source).suffix == ".json" else "a .npy, .npz or .json file"
