@@ -24,6 +24,7 @@ from tidemill.errors import Unavailable
 
 USAGE_ERROR = 2
 """Exit status of a service whose settings are wrong or whose port is taken: starting it again would not help."""
+PORT_IN_USE = "PORT_IN_USE"
 LOG_BYTES = 8 << 20
 _POLL = 0.1
 
@@ -225,7 +226,7 @@ def _check_free(program: Program) -> None:
         except OSError as error:
             raise Unavailable(
                 f"{program.name} could not start: cannot listen on {address.netloc}: {error.strerror}",
-                reason="PORT_IN_USE",
+                reason=PORT_IN_USE,
             ) from error
 
 

@@ -1,18 +1,22 @@
 """What every command has in common: help, usage errors, exit statuses, pipes and Ctrl-C."""
 
 import asyncio
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import COMMAND, environment
+from tests.support.up import free_offset
 from tests.unit.cli.conftest import Ask
 from tidemill import plugins
 from tidemill.cli import commands
 from tidemill.cli.commands.base import Command
+from tidemill.cli.stack import OPS
 
 NAMES = plugins.names(commands)
 ACTIONS = {
@@ -168,3 +172,25 @@ def test_up_is_free_of_grpc() -> None:
     code += "print([name for name in sys.modules if name.split('.')[0] in ('grpc', 'google', 'numpy', 'rich')])"
     done = subprocess.run([COMMAND[0], "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_up_on_ports_of_another_platform_starts_nothing(ask: Ask, tmp_path: Path) -> None:
+    offset = free_offset()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", OPS["registry"] + offset))
+        taken.listen()
+        status, out, err = ask("up", "--data", str(tmp_path / "data"), "--port-offset", str(offset))
+    assert (status, out) == (1, "")
+    assert one_line(err).startswith("tidemill: registry could not start: cannot listen on 127.0.0.1:")
+    assert "--port-offset N moves all ports" in err
+    assert (tmp_path / "data" / "up.json").read_text() == ""
+
+
+def test_up_on_data_of_another_platform_starts_nothing(ask: Ask, tmp_path: Path) -> None:
+    note = tmp_path / "up.json"
+    note.write_text("{}")
+    with note.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, out, err = ask("up", "--data", str(tmp_path))
+    assert (status, out, err) == (1, "", f"tidemill: another `tidemill up` runs on {tmp_path}\n")
+    assert note.read_text() == "{}"

@@ -162,6 +162,7 @@ async def _delete(client: RegistryClient, options: argparse.Namespace, where: co
                 f"{name} has {counted(len(versions), 'version')}: --force deletes what belongs to it too"
             )
         await client.delete_model(options.model, force=options.force)
+    _deleted(name, options)
     # Their files are kept while something refers to them: what is deleted refers no more.
     async with where.client("artifacts", ArtifactsClient) as artifacts:
         for version in versions:
@@ -170,7 +171,6 @@ async def _delete(client: RegistryClient, options: argparse.Namespace, where: co
                 await artifacts.delete_artifact(version.artifact)
             except (NotFound, FailedPrecondition):  # gone already, or needed by something else
                 continue
-    _deleted(name, options)
 
 
 def _deleted(name: str, options: argparse.Namespace) -> None:

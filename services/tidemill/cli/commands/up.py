@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tidemill.cli.commands.base import Command
 from tidemill.cli.stack import INFERENCE, MANAGEMENT, MOST_OFFSET, MOST_SHARDS, OIP_REST, TFS_REST, Stack
-from tidemill.cli.supervisor import Supervisor, console
+from tidemill.cli.supervisor import PORT_IN_USE, Supervisor, console
 from tidemill.cli.values import whole
 from tidemill.config import environ
-from tidemill.errors import FailedPrecondition
+from tidemill.errors import FailedPrecondition, Unavailable
 
 START_SECONDS = 60.0
 
@@ -105,7 +105,12 @@ async def _run(stack: Stack, quiet: bool) -> int:
 
 
 async def _work(supervisor: Supervisor, stack: Stack) -> None:
-    await supervisor.start(START_SECONDS)
+    try:
+        await supervisor.start(START_SECONDS)
+    except Unavailable as error:
+        if error.reason != PORT_IN_USE:
+            raise
+        raise Unavailable(f"{error.message}; --port-offset N moves all ports", reason=PORT_IN_USE) from error
     print(_welcome(stack), flush=True)
     await supervisor.run()
 
