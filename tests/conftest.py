@@ -9,6 +9,11 @@ from tests.support.etcd import EtcdServer, running_etcd
 from tests.support.s3 import S3Server, running_s3
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name parameters of bytes by their argument: packed bytes hold the time, and workers must agree on every name."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
     """One real etcd for all tests of the process; each uses a prefix of its own and leaves the server as it is."""
