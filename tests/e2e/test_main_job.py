@@ -237,10 +237,13 @@ def node_modules() -> Path:
                 "--no-audit",
                 "--no-fund",
                 "--loglevel=error",
+                "--fetch-retries=1",
+                "--fetch-timeout=30000",
                 "--prefix",
                 str(folder),
                 *packages,
             ]
-            subprocess.run(command, check=True, timeout=180, stdin=subprocess.DEVNULL, capture_output=True)
+            done = subprocess.run(command, timeout=180, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            assert done.returncode == 0, f"npm cannot install the packages of the example:\n{done.stderr}"
             ready.touch()
     return folder / "node_modules"

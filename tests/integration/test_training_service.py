@@ -279,6 +279,9 @@ async def test_validation_alone_creates_nothing(neighbours: World) -> None:
         assert job.spec.max_restarts == 3
         with pytest.raises(errors.NotFound):
             await client.get_job("jobs/checked")
+        await client.create_job(spec(), "checked")
+        with pytest.raises(errors.AlreadyExists):
+            await client.create_job(spec(), "checked", validate_only=True)
 
 
 @pytest.mark.parametrize(

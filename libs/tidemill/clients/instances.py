@@ -8,6 +8,7 @@ from tidemill.api.registry.v1 import registry_pb2 as pb
 from tidemill.clients.backoff import Backoff
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
+from tidemill.telemetry.startup import StartUp
 
 LOG = logging.getLogger(__name__)
 TTL = 15.0
@@ -66,6 +67,7 @@ class Registration:
             Invalid, PermissionDenied, Unauthenticated, Unimplemented: the registry will never accept this instance.
         """
         backoff = Backoff(0.1, max(0.1, min(2.0, self._ttl / 3)))
+        start_up = StartUp(self._clock)
         while True:
             try:
                 if not self._withdrawn:
@@ -75,7 +77,12 @@ class Registration:
             except _FINAL:
                 raise
             except errors.TidemillError as error:
-                LOG.warning("cannot announce this instance yet: %s", error.message, extra={"reason": error.reason})
+                LOG.log(
+                    start_up.level,
+                    "cannot announce this instance yet: %s",
+                    error.message,
+                    extra={"reason": error.reason},
+                )
                 pause = backoff.next()
             await self._clock.sleep(pause)
 

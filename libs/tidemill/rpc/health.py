@@ -10,6 +10,7 @@ from tidemill import errors
 from tidemill.clock import Clock
 from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry
+from tidemill.telemetry.startup import StartUp
 
 LOG = logging.getLogger(__name__)
 Check = Callable[[], Awaitable[None]]
@@ -42,7 +43,9 @@ class HealthMonitor:
         self._up = Gauge(
             attributes.METRIC_DEPENDENCY_UP, "Whether a dependency answers.", ["name"], registry=telemetry.registry
         )
-        self._down: set[str] = set()
+        self._start_up = StartUp(clock)
+        self._down: dict[str, int] = {}
+        """The level at which each dependency that is down was reported."""
         self.ready = False
 
     async def run(self) -> None:
@@ -61,13 +64,12 @@ class HealthMonitor:
         try:
             await asyncio.wait_for(self._checks[name](), self._timeout)
         except (errors.TidemillError, TimeoutError) as error:
-            if name not in self._down:
-                LOG.warning("dependency is down", extra={"dependency": name, "error": str(error) or "timeout"})
-            self._down.add(name)
+            if (level := self._start_up.level) > self._down.get(name, logging.NOTSET):
+                LOG.log(level, "dependency is down", extra={"dependency": name, "error": str(error) or "timeout"})
+                self._down[name] = level
             self._up.labels(name).set(0)
             return False
-        if name in self._down:
+        if self._down.pop(name, None) is not None:
             LOG.info("dependency is back", extra={"dependency": name})
-        self._down.discard(name)
         self._up.labels(name).set(1)
         return True

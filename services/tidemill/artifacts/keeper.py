@@ -20,6 +20,7 @@ from tidemill.artifacts.catalog import Catalog, Held
 from tidemill.artifacts.changes import Appeared, Gone
 from tidemill.clients.backoff import Backoff
 from tidemill.clock import Clock
+from tidemill.telemetry.startup import StartUp
 
 LOG = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Keeper:
         self._clock = clock
         self._grace = grace
         self._backoff = Backoff(0.1, 30.0)
+        self._start_up = StartUp(clock)
         self._turn = asyncio.Lock()
         self._known: _Known | None = None
         self._orphans: dict[Held, float] = {}
@@ -84,7 +86,9 @@ class Keeper:
             except errors.OutOfRange:
                 LOG.info("the registry's log does not reach back so far: listing again")
             except errors.TidemillError as error:
-                LOG.warning("references cannot follow the registry now", extra={"error": error.message})
+                LOG.log(
+                    self._start_up.level, "references cannot follow the registry now", extra={"error": error.message}
+                )
             await self._clock.sleep(self._backoff.next())
 
     async def _pass_on(self) -> None:

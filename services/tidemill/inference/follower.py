@@ -11,6 +11,7 @@ from tidemill.errors import NotFound, OutOfRange, TidemillError
 from tidemill.inference import convert
 from tidemill.inference.desired import Desired, Version
 from tidemill.inference.view import View
+from tidemill.telemetry.startup import StartUp
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Follower:
         self._want = want
         self._clock = clock
         self._backoff = Backoff(0.1, 5.0)
+        self._start_up = StartUp(clock)
         self._versions: dict[tuple[str, int], Version] = {}
 
     async def run(self) -> None:
@@ -58,7 +60,7 @@ class Follower:
             except OutOfRange:
                 LOG.info("the registry's log does not reach back so far: listing again")
             except TidemillError as error:
-                LOG.warning("the registry cannot be followed now", extra={"error": error.message})
+                LOG.log(self._start_up.level, "the registry cannot be followed now", extra={"error": error.message})
             await self._clock.sleep(self._backoff.next())
 
     async def _follow(self) -> None:

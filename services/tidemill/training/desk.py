@@ -4,12 +4,22 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from tidemill import names
 from tidemill.clock import Clock
-from tidemill.errors import Exhausted, FailedPrecondition, Invalid, NotFound, Stale, TidemillError, Unavailable, invalid
+from tidemill.errors import (
+    AlreadyExists,
+    Exhausted,
+    FailedPrecondition,
+    Invalid,
+    NotFound,
+    Stale,
+    TidemillError,
+    Unavailable,
+    invalid,
+)
 from tidemill.training import checks, epochs, records
 from tidemill.training.catalogue import Catalogue, catalogue
 from tidemill.training.changes import Changes
@@ -88,12 +98,20 @@ class Desk:
             fingerprint=fingerprint,
         )
         if validate_only:
+            await self._refuse_known(identifier)
             return job
         if await self._store.count_active() >= self._most:
             raise Exhausted(f"{self._most} jobs wait or are at work", reason="TOO_MANY_JOBS", retry_after=30)
         stored = await self._store.create(job, request_id)
         self._changes.touch(stored.id)
         return self._view(stored)
+
+    async def _refuse_known(self, identifier: str) -> None:
+        if not identifier:
+            return
+        with suppress(NotFound):
+            known = await self._store.get(identifier)
+            raise AlreadyExists(f"{known.name} exists", reason="JOB_EXISTS", metadata={"job": known.name})
 
     async def get(self, identifier: str) -> Job:
         """One job. Raises NotFound."""

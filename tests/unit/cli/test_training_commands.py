@@ -84,6 +84,9 @@ async def test_train_for_programs(training: Any) -> None:
 async def test_train_without_waiting(training: Any) -> None:
     _, variables = training
     assert await run(*TRAIN, "--no-wait", **variables) == (0, "jobs/x\n", "")
+    status, out, err = await run(*TRAIN, "--no-wait", "--plot", "curve.png", **variables)
+    assert (status, out) == (2, "")
+    assert "nothing to show with --no-wait" in err
 
 
 async def test_a_job_that_fails_is_status_1_with_its_reason(training: Any) -> None:

@@ -86,7 +86,7 @@ class TestTexts:
         ("a,label\n1,x\n\0,y\n", "cannot be read|not a number"),
         (b"a,label\n1,\xff\n", "not UTF-8"),
         ("a,label\n1,x\n2," + "y" * 257 + "\n", "longer than 256"),
-        ("a,label\n1,x\n2," + "y" * 200_000 + "\n", "cannot be read"),
+        ("a,label\n1,x\n2," + "y" * 200_000 + "\n", "line 3 of the table cannot be read"),
         (",".join(f"c{i}" for i in range(20_000)) + "\n", "at most 16384"),
     ],
 )

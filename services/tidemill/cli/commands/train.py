@@ -16,6 +16,7 @@ from tidemill.cli.values import assignment, picture, whole
 from tidemill.cli.views import quality
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.training import TrainingClient
+from tidemill.errors import invalid
 from tidemill.telemetry.setup import Telemetry
 
 
@@ -101,6 +102,8 @@ def _result(group: Group) -> None:
 
 
 async def _run(options: argparse.Namespace) -> int:
+    if options.no_wait and options.plot is not None:
+        raise invalid("--plot", "has nothing to show with --no-wait: the curve is drawn when the job has ended")
     where = connection.Connection(options)
     with where.traced("tidemill train") as (telemetry, _):
         dataset = await _dataset(options, where, telemetry)

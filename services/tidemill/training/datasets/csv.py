@@ -43,8 +43,6 @@ class Csv(Reader):
                 return _dataset(stream, options)
         except UnicodeDecodeError as error:
             raise bad(f"the table is not UTF-8: {error}") from error
-        except csv.Error as error:
-            raise bad(f"the table cannot be read: {error}") from error
 
 
 def _dataset(stream: io.TextIOBase, options: Options) -> Dataset:
@@ -61,9 +59,12 @@ def _dataset(stream: io.TextIOBase, options: Options) -> Dataset:
 def _rows(stream: io.TextIOBase) -> Iterator[tuple[int, list[str]]]:
     """(line in the file, cells) of each row that is not empty."""
     reader = csv.reader(stream, strict=True)
-    for row in reader:
-        if row:
-            yield reader.line_num, row
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise bad(f"line {reader.line_num} of the table cannot be read: {error}") from error
 
 
 def _check_columns(columns: Sequence[str], options: Options) -> None:
