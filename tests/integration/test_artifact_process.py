@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.artifacts import MIB, Raw, ServiceProcess, content, raw_calls, service_process, sha256
+from tests.support.paused import pause
 from tests.support.s3 import S3Server
 from tests.support.transfer_memory import peak
 from tests.support.wait import until
@@ -183,7 +184,7 @@ async def test_memory_does_not_grow_with_what_passes_through(
 async def test_a_paused_service_fails_calls_in_time_and_goes_on_later(service: ServiceProcess) -> None:
     async with ArtifactsClient(service.address, timeout=1.0, patience=Patience(attempts=2)) as client:
         blob = await client.upload(b"bytes")
-        os.kill(service.pid, signal.SIGSTOP)
+        pause(service.pid)
         try:
             with pytest.raises((errors.DeadlineExceeded, errors.Unavailable)):
                 await client.get_blob(blob.sha256)

@@ -215,6 +215,7 @@ async def test_kills_lose_no_acknowledged_change_and_no_event(process: Process) 
             await until(lambda before=before: len(acknowledged) >= before + 20)  # type: ignore[misc]
             await process.end(signal.SIGKILL)
             await process.start()
+        before = len(acknowledged)
         await until(lambda: len(acknowledged) > before + 20, 60)
         stop.set()
         await tasks[0]

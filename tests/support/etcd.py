@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support.paused import pause
 from tests.support.ports import free_ports
 
 START_TIMEOUT = 20.0
@@ -83,7 +84,7 @@ class EtcdServer:
     def pause(self) -> None:
         """Let it hang: connections stay, nothing answers."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
+            pause(self._process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

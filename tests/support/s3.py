@@ -14,6 +14,7 @@ from pathlib import Path
 
 from minio import Minio
 
+from tests.support.paused import pause
 from tests.support.ports import free_ports
 
 START_TIMEOUT = 30.0
@@ -114,7 +115,7 @@ class S3Server:
     def pause(self) -> None:
         """Let it hang: connections stay, nothing answers."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGSTOP)
+            pause(self._process.pid)
 
     def resume(self) -> None:
         """Let it go on."""

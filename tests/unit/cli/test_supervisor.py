@@ -231,7 +231,8 @@ async def test_output_of_any_shape_arrives_in_lines(stage: Stage) -> None:
     code = (
         "import sys\n"
         "print('100 % of ä'); print(); sys.stdout.flush()\n"
-        "sys.stdout.buffer.write(b'\\xff wrong\\r\\n'); print('x' * 200_000, file=sys.stderr, flush=True)\n"
+        "sys.stdout.buffer.write(b'\\xff wrong\\r\\n'); sys.stdout.buffer.flush()\n"
+        "print('x' * 200_000, file=sys.stderr, flush=True)\n"
         "sys.stdout.write('no newline'); sys.stdout.flush(); sys.exit(1)"
     )
     async with stage.kept(stage.program("loud", code)):

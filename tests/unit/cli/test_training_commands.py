@@ -85,7 +85,7 @@ async def test_train_without_waiting(training: Any) -> None:
     _, variables = training
     assert await run(*TRAIN, "--no-wait", **variables) == (0, "jobs/x\n", "")
     status, out, err = await run(*TRAIN, "--no-wait", "--plot", "curve.png", **variables)
-    assert (status, out) == (2, "")
+    assert (status, out) == (1, "")
     assert "nothing to show with --no-wait" in err
 
 
