@@ -20,6 +20,11 @@ def remaining() -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
+def expiry() -> float | None:
+    """When the request in work ends, by `time.monotonic()`; None when it has no deadline."""
+    return _deadline.get()
+
+
 def timeout(own: float | None) -> float | None:
     """The timeout of a call made now: the smaller of `own` and what is left of the request, less the margin."""
     left = remaining()

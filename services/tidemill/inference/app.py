@@ -18,12 +18,14 @@ from tidemill.clock import Clock, SystemClock
 from tidemill.config import set_default
 from tidemill.datadir import DataDirectory
 from tidemill.errors import DataLoss, TidemillError
+from tidemill.inference.assembly import Assembler
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.desired import Desired, SavedDesired
 from tidemill.inference.downloads import Downloads
 from tidemill.inference.engine import Engine
 from tidemill.inference.follower import Follower
 from tidemill.inference.loader import Loader
+from tidemill.inference.metrics import Metrics
 from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, OipServicer
 from tidemill.inference.reconciler import Reconciler
 from tidemill.inference.repository import Repository
@@ -63,8 +65,9 @@ def build(
     source = artifacts or ArtifactsClient(config.artifacts_address, tracer=signals.tracer)
     directory = DataDirectory(Path(config.data), FORMAT)
     repository = Repository(config.default_alias)
-    engine = Engine(signals.tracer, signals.registry, config.max_message_bytes)
-    loader = _loader(config, source, engine, signals)
+    engine = Engine(signals.tracer, config.max_message_bytes)
+    assembler = Assembler(signals.tracer, Metrics(signals.registry))
+    loader = _loader(config, source, assembler, signals)
     reconciler = Reconciler(loader, repository, clock, settled=loader.tidy, concurrency=config.load_concurrency)
     state = _State(SavedDesired(Path(config.data) / "desired.json"), reconciler)
     _count_loaded(repository, signals)
@@ -125,12 +128,12 @@ class _State:
         self.ready = False
 
 
-def _loader(config: InferenceConfig, source: ArtifactsClient, engine: Engine, signals: Telemetry) -> Loader:
+def _loader(config: InferenceConfig, source: ArtifactsClient, assembler: Assembler, signals: Telemetry) -> Loader:
     return Loader(
         Downloads(source),
         Path(config.data),
-        Settings(providers=config.providers, threads=config.intra_op_threads),
-        engine,
+        Settings(providers=tuple((name, {}) for name in config.providers), threads=config.intra_op_threads),
+        assembler,
         signals,
         largest_model=config.max_model_bytes,
         cache_limit=config.cache_bytes,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.errors import DataLoss
+from tidemill.inference.configuration import Configuration
 from tidemill.inference.files import write_atomically
 from tidemill.inference.signatures import Signature, TensorSpec
 from tidemill.tensors.dtypes import DataType
@@ -22,6 +23,9 @@ class Version:
         artifact: digest of the manifest that lists its files.
         signature: what the registry says that it takes and gives; None when it says nothing.
         traceparent: of the trace that made it; "" when there is none.
+        configuration: how it is run; None for versions of the registry, which bring it with their files or have none.
+        directory: where its files lie, for versions of an operator's repository; None = in the artifact.
+        overrides: files that stand in for those in the directory, by path.
     """
 
     model: str
@@ -30,6 +34,9 @@ class Version:
     artifact: str
     signature: Signature | None = None
     traceparent: str = ""
+    configuration: Configuration | None = None
+    directory: Path | None = None
+    overrides: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,11 @@ from typing import Self
 
 from opentelemetry.context import Context
 
+from tidemill.inference.configuration import Configuration
 from tidemill.inference.desired import Version
 from tidemill.inference.runtimes.base import Runtime
+from tidemill.inference.scheduling.base import Scheduler
+from tidemill.inference.statistics import Statistics
 
 
 class Loaded:
@@ -18,20 +21,39 @@ class Loaded:
 
     Args:
         version: which it is.
-        runtime: where it runs.
+        configuration: how it is run; its signature is that of requests.
+        runtime: where it runs; None for an ensemble, which runs others.
+        scheduler: takes its calls.
+        statistics: its books.
         trace: context of the span that loaded it; its first prediction joins that trace.
     """
 
-    def __init__(self, version: Version, runtime: Runtime, trace: Context) -> None:
+    def __init__(
+        self,
+        version: Version,
+        configuration: Configuration,
+        runtime: Runtime | None,
+        scheduler: Scheduler,
+        statistics: Statistics,
+        trace: Context,
+    ) -> None:
         self.version = version
+        self.configuration = configuration
         self.runtime = runtime
-        self.signature = runtime.signature
+        self.scheduler = scheduler
+        self.statistics = statistics
+        self.signature = configuration.signature
         self.trace = trace
         self.label = str(version.number)
         self._lock = threading.Lock()
         self._users = 0
         self._idle: Callable[[], None] | None = None
         self._fresh = True
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """On what it really runs, the preferred first."""
+        return self.runtime.devices if self.runtime is not None else ()
 
     def acquire(self) -> bool:
         """Begin a use; False when it is retired."""
@@ -60,6 +82,12 @@ class Loaded:
             busy = self._users > 0
         if not busy:
             idle()
+
+    def close(self) -> None:
+        """Free what it holds. Nobody uses it any more."""
+        self.scheduler.close()
+        if self.runtime is not None:
+            self.runtime.close()
 
     def first_time(self) -> bool:
         """True for exactly one caller."""

@@ -13,9 +13,9 @@ from prometheus_client import Counter
 from tidemill import plugins
 from tidemill.errors import Internal, Invalid
 from tidemill.inference import runtimes
+from tidemill.inference.assembly import Assembler, unconfigured
 from tidemill.inference.cache import BlobCache
 from tidemill.inference.desired import Desired, Version
-from tidemill.inference.engine import Engine
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.manifests import File, ManifestCache
 from tidemill.inference.runtimes.base import Runtime, Settings
@@ -43,7 +43,7 @@ class Loader:
 
     Args:
         settings: of every runtime.
-        engine: runs what is loaded; told what is gone.
+        assembler: makes of a runtime what takes calls.
         largest_model: most bytes that the files of a version may have together.
         cache_limit: bytes above which blobs that no desired version needs are removed.
     """
@@ -53,7 +53,7 @@ class Loader:
         artifacts: Artifacts,
         directory: Path,
         settings: Settings,
-        engine: Engine,
+        assembler: Assembler,
         telemetry: Telemetry,
         *,
         largest_model: int,
@@ -63,7 +63,7 @@ class Loader:
         self._blobs = BlobCache(directory / "blobs")
         self._manifests = ManifestCache(directory / "manifests")
         self._settings = settings
-        self._engine = engine
+        self._assembler = assembler
         self._tracer = telemetry.tracer
         self._largest_model = largest_model
         self._cache_limit = cache_limit
@@ -93,11 +93,14 @@ class Loader:
                 record_exception=False,
             ) as span:
                 runtime = await self._load(version, span)
+                context = trace.set_span_in_context(span)
+                configuration = version.configuration or unconfigured(version.model, version.format, runtime)
+                loaded = self._assembler.assemble(version, configuration, runtime, context)
         except BaseException:
             self._loads.labels("failure").inc()
             raise
         self._loads.labels("success").inc()
-        return Loaded(version, runtime, trace.set_span_in_context(span))
+        return loaded
 
     async def unload(self, loaded: Loaded) -> None:
         """Free a version that nobody uses any more."""
@@ -107,8 +110,8 @@ class Loader:
             context=from_traceparent(version.traceparent),
             attributes={attributes.MODEL: version.model, attributes.MODEL_VERSION: loaded.label},
         ):
-            await to_thread(loaded.runtime.close)
-        self._engine.forget(loaded)
+            await to_thread(loaded.close)
+        self._assembler.forget(loaded)
 
     async def tidy(self, desired: Desired) -> None:
         """Remove from the cache what neither `desired` nor a load that has begun since needs, if it holds too much."""

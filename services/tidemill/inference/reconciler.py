@@ -118,7 +118,7 @@ class Reconciler:
         except Exception:  # one bad version must not end the service of the others
             LOG.error("unexpected error while loading a version", extra=where, exc_info=True)
             return Status(State.UNAVAILABLE, "an unexpected error happened; see the server's log"), False
-        LOG.info("version is ready", extra={**where, "devices": ",".join(loaded.runtime.devices)})
+        LOG.info("version is ready", extra={**where, "devices": ",".join(loaded.devices)})
         return Status(State.READY, loaded=loaded), False
 
     def _settle(self, gone: list[_Slot]) -> None:

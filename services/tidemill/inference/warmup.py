@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from tidemill.errors import Internal, Invalid
-from tidemill.inference.runtimes.base import Array, Runtime
+from tidemill.inference.calls import Array
+from tidemill.inference.runtimes.base import Runtime
 from tidemill.inference.signatures import FREE, TensorSpec
 from tidemill.tensors.dtypes import DataType
 

@@ -6,10 +6,14 @@ from typing import Self
 
 from opentelemetry.context import Context
 
+from tidemill.inference.assembly import Assembler, unconfigured
+from tidemill.inference.calls import Array
 from tidemill.inference.desired import Desired, Version
 from tidemill.inference.loaded import Loaded
-from tidemill.inference.runtimes.base import Array, Runtime, Settings
+from tidemill.inference.metrics import Metrics
+from tidemill.inference.runtimes.base import Runtime, Settings
 from tidemill.inference.signatures import Signature, TensorSpec
+from tidemill.telemetry.setup import Telemetry, setup
 from tidemill.tensors.dtypes import DataType
 
 SIGNATURE = Signature(
@@ -49,6 +53,19 @@ def desired(aliases: Mapping[str, int], *, model: str = "m", artifact: str = "a"
     return Desired.of({model: aliases}, versions)
 
 
+def assembler(telemetry: Telemetry | None = None) -> Assembler:
+    """Puts versions together."""
+    telemetry = telemetry or setup("test")
+    return Assembler(telemetry.tracer, Metrics(telemetry.registry))
+
+
+def loaded(version: Version, runtime: Runtime | None = None, by: Assembler | None = None) -> Loaded:
+    """A version in a runtime."""
+    runtime = runtime or EchoRuntime()
+    configuration = unconfigured(version.model, version.format, runtime)
+    return (by or assembler()).assemble(version, configuration, runtime, Context())
+
+
 class FakeLoads:
     """Loads a version when it is let, with what the test has put there."""
 
@@ -70,7 +87,7 @@ class FakeLoads:
         problem = results.pop(0) if results else None
         if problem is not None:
             raise problem
-        return Loaded(version, EchoRuntime(), Context())
+        return loaded(version)
 
     async def unload(self, loaded: Loaded) -> None:
         self.unloaded.append(loaded.version.number)

@@ -1,18 +1,16 @@
-"""Running requests."""
+"""Running calls on a version."""
 
-import contextvars
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
-from opentelemetry.context import Context
 
-from tests.unit.inference.fakes import EchoRuntime, version
+from tests.unit.inference.fakes import EchoRuntime, assembler, loaded, version
 from tidemill.errors import DeadlineExceeded, Exhausted, Internal, Invalid
+from tidemill.inference.assembly import Assembler
+from tidemill.inference.calls import Array, Call
 from tidemill.inference.engine import Engine
-from tidemill.inference.loaded import Loaded
-from tidemill.inference.runtimes.base import Array
-from tidemill.rpc import deadline
 from tidemill.telemetry.setup import Telemetry, setup
 
 X = {"x": np.ones(4, np.float32)}
@@ -21,7 +19,7 @@ X = {"x": np.ones(4, np.float32)}
 class Broken(EchoRuntime):
     """Fails with what the test has put there."""
 
-    problem: Exception = Internal("failed")
+    problem: Exception = Internal("failed", reason="EXECUTION_FAILED")
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         raise self.problem from ZeroDivisionError("/src/secret.cc: divided")
@@ -33,8 +31,17 @@ def telemetry() -> Telemetry:
 
 
 @pytest.fixture
+def by(telemetry: Telemetry) -> Assembler:
+    return assembler(telemetry)
+
+
+@pytest.fixture
 def engine(telemetry: Telemetry) -> Engine:
-    return Engine(telemetry.tracer, telemetry.registry, largest_answer=64)
+    return Engine(telemetry.tracer, largest_answer=64)
+
+
+def call(inputs: Mapping[str, Array] = X, **more: Any) -> Call:
+    return Call(inputs=inputs, outputs=["y"], **more)
 
 
 def count(telemetry: Telemetry, outcome: str) -> float | None:
@@ -42,56 +49,54 @@ def count(telemetry: Telemetry, outcome: str) -> float | None:
     return telemetry.registry.get_sample_value("tidemill_inferences_total", labels)
 
 
-def test_runs_and_counts(engine: Engine, telemetry: Telemetry) -> None:
-    (y,) = engine.run(Loaded(version(1), EchoRuntime(), Context()), X, ["y"])
-    assert y.tolist() == [1, 1, 1, 1]
+def test_runs_and_counts(engine: Engine, by: Assembler, telemetry: Telemetry) -> None:
+    answer = engine.infer(loaded(version(1), by=by), call())
+    assert answer.outputs["y"].tolist() == [1, 1, 1, 1]
     assert count(telemetry, "success") == 1
 
 
 def test_failure_is_told_without_the_runtimes_words(
-    engine: Engine, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
+    engine: Engine, by: Assembler, telemetry: Telemetry, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Internal) as failed:
-        engine.run(Loaded(version(1), Broken(), Context()), X, ["y"])
+        engine.infer(loaded(version(1), Broken(), by), call())
     assert "secret" not in failed.value.message
     assert [getattr(record, "error", "") for record in caplog.records] == ["/src/secret.cc: divided"]
     assert count(telemetry, "failure") == 1
 
 
-def test_refusal_is_passed_on(engine: Engine, telemetry: Telemetry) -> None:
+def test_refusal_is_passed_on(engine: Engine, by: Assembler, telemetry: Telemetry) -> None:
     broken = Broken()
     broken.problem = Invalid("not UTF-8")
     with pytest.raises(Invalid, match="not UTF-8"):
-        engine.run(Loaded(version(1), broken, Context()), X, ["y"])
+        engine.infer(loaded(version(1), broken, by), call())
     assert count(telemetry, "failure") == 1
 
 
-def test_nothing_runs_for_a_caller_who_has_gone(engine: Engine) -> None:
-    def late() -> None:
-        deadline.start(-1)
-        with pytest.raises(DeadlineExceeded):
-            engine.run(Loaded(version(1), Broken(), Context()), X, ["y"])
-
-    contextvars.copy_context().run(late)
+@pytest.mark.parametrize("gone", [{"expires": 0.0}, {"alive": lambda: False}])
+def test_nothing_runs_for_a_caller_who_has_gone(engine: Engine, by: Assembler, gone: dict[str, Any]) -> None:
+    with pytest.raises(DeadlineExceeded):
+        engine.infer(loaded(version(1), Broken(), by), call(**gone))
 
 
-def test_answers_are_bounded(engine: Engine) -> None:
+def test_answers_are_bounded(engine: Engine, by: Assembler) -> None:
     with pytest.raises(Exhausted, match="68 bytes"):
-        engine.run(Loaded(version(1), EchoRuntime(), Context()), {"x": np.ones(17, np.float32)}, ["y"])
+        engine.infer(loaded(version(1), by=by), call({"x": np.ones(17, np.float32)}))
 
 
-def test_forgets_versions_that_are_gone(engine: Engine, telemetry: Telemetry) -> None:
-    loaded = Loaded(version(1), EchoRuntime(), Context())
-    engine.forget(loaded)
-    engine.run(loaded, X, ["y"])
-    engine.forget(loaded)
+def test_forgets_versions_that_are_gone(engine: Engine, by: Assembler, telemetry: Telemetry) -> None:
+    one = loaded(version(1), by=by)
+    engine.infer(one, call())
+    by.forget(one)
     assert count(telemetry, "success") is None
 
 
-def test_version_made_anew_keeps_its_numbers_when_the_old_one_goes(engine: Engine, telemetry: Telemetry) -> None:
-    old, new = (Loaded(version(1, artifact=letter), EchoRuntime(), Context()) for letter in "ab")
-    engine.run(old, X, ["y"])
-    engine.run(new, X, ["y"])
-    engine.forget(old)
-    engine.run(new, X, ["y"])
+def test_version_made_anew_keeps_its_numbers_when_the_old_one_goes(
+    engine: Engine, by: Assembler, telemetry: Telemetry
+) -> None:
+    old, new = (loaded(version(1, artifact=letter), by=by) for letter in "ab")
+    engine.infer(old, call())
+    engine.infer(new, call())
+    by.forget(old)
+    engine.infer(new, call())
     assert count(telemetry, "success") == 3

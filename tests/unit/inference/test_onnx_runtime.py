@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from tests.support import onnxmodels
 from tidemill.errors import Internal, Invalid
-from tidemill.inference.runtimes.base import Array, Settings
+from tidemill.inference.calls import Array
+from tidemill.inference.runtimes.base import Settings
 from tidemill.inference.runtimes.onnx import OnnxRuntime
 from tidemill.tensors.dtypes import DataType
 
@@ -102,7 +103,7 @@ def test_outputs_that_are_no_tensors_are_refused() -> None:
 
 def test_unknown_provider_is_refused_by_name() -> None:
     with pytest.raises(Invalid, match="NopeExecutionProvider"):
-        load(onnxmodels.scale(2), Settings(providers=("NopeExecutionProvider",)))
+        load(onnxmodels.scale(2), Settings(providers=(("NopeExecutionProvider", {}),)))
 
 
 def test_devices_are_those_that_the_session_got() -> None:

@@ -1,16 +1,16 @@
 """How a request's version finds a loaded one."""
 
 import pytest
-from opentelemetry.context import Context
 
-from tests.unit.inference.fakes import EchoRuntime, version
+from tests.unit.inference import fakes
+from tests.unit.inference.fakes import version
 from tidemill.errors import Invalid, NotFound, TidemillError, Unavailable
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.repository import Entry, Model, Repository, State, Status
 
 
 def ready(number: int) -> Status:
-    return Status(State.READY, loaded=Loaded(version(number), EchoRuntime(), Context()))
+    return Status(State.READY, loaded=fakes.loaded(version(number)))
 
 
 LOADING = Status(State.LOADING)
@@ -87,7 +87,7 @@ def test_describes_what_would_serve() -> None:
 
 
 def test_retired_version_ends_with_its_last_use() -> None:
-    loaded = Loaded(version(1), EchoRuntime(), Context())
+    loaded = fakes.loaded(version(1))
     ended: list[int] = []
     assert loaded.acquire()
     assert loaded.acquire()
@@ -102,7 +102,7 @@ def test_retired_version_ends_with_its_last_use() -> None:
 
 
 def test_unused_version_ends_at_once() -> None:
-    loaded = Loaded(version(1), EchoRuntime(), Context())
+    loaded = fakes.loaded(version(1))
     ended: list[int] = []
     loaded.retire(lambda: ended.append(1))
     assert ended == [1]
@@ -120,12 +120,16 @@ def test_request_that_meets_a_retired_version_takes_its_successor() -> None:
             models.publish({"m": Model({2: ready(2)}, {"champion": 2})})
             return False
 
-    moving = Status(State.READY, loaded=Moving(version(1), EchoRuntime(), Context()))
+    base = fakes.loaded(version(1))
+    moving = Status(
+        State.READY,
+        loaded=Moving(base.version, base.configuration, base.runtime, base.scheduler, base.statistics, base.trace),
+    )
     models.publish({"m": Model({1: moving}, {"champion": 1})})
     with models.acquire("m", "") as loaded:
         assert loaded.version.number == 2
 
 
 def test_first_use_is_told_once() -> None:
-    loaded = Loaded(version(1), EchoRuntime(), Context())
+    loaded = fakes.loaded(version(1))
     assert [loaded.first_time() for _ in range(3)] == [True, False, False]

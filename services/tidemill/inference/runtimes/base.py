@@ -1,29 +1,47 @@
 """The interface of runtimes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import ClassVar, Self, TypeAlias
 
-import numpy as np
-
+from tidemill.errors import TidemillError
+from tidemill.inference.calls import Answer, Array, Call, Receive
+from tidemill.inference.configuration import Configuration
 from tidemill.inference.signatures import Signature
+from tidemill.inference.statistics import Times
 
-Array = np.ndarray[Any, Any]
+Provider: TypeAlias = tuple[str, Mapping[str, str]]
+Invoke: TypeAlias = Callable[[str, str, Call, Receive], None]
+"""(model, version or "", call, receive): have another model of this server run; see `Scheduler.submit`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What an operator chooses for all models.
+    """How a version is to be loaded: the server's settings, and what the version's configuration makes of them.
 
     Args:
-        providers: execution providers in order of preference, by the names of ONNX Runtime; others than that runtime
-            may ignore them.
+        providers: execution providers in order of preference, by the names of ONNX Runtime, with their options; other
+            runtimes may ignore them.
         threads: threads inside of one run.
+        version: number of the version; "" when it does not matter.
+        configuration: of the version; None when there is none but the model file.
+        directory: the version's own directory in the operator's repository, for runtimes that need their files as
+            files; None for models from elsewhere. What lies there is trusted.
+        trusted: whether the files come from the operator, or from our own export: only then may they hold code.
+        invoke: has other models run, for models that call models.
+        gpus: devices to run on; empty = the CPU.
     """
 
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[Provider, ...] = (("CPUExecutionProvider", {}),)
     threads: int = 1
+    version: str = ""
+    configuration: Configuration | None = None
+    directory: Path | None = None
+    trusted: bool = False
+    invoke: Invoke | None = None
+    gpus: tuple[int, ...] = ()
 
 
 class Runtime(ABC):
@@ -79,3 +97,30 @@ class Runtime(ABC):
     def close(self) -> None:
         """Free what the model holds. Nothing runs any more."""
         return
+
+
+class CallRuntime(Runtime):
+    """A runtime that takes calls as they came: it sees their ids and parameters, and puts tensors together itself."""
+
+    @abstractmethod
+    def execute(self, calls: Sequence[Call]) -> tuple[list[Answer | TidemillError], Times | None]:
+        """Run calls as one batch; blocks until each has its reply.
+
+        Returns:
+            The reply to each call, in order; and where the time went, None when the runtime does not know.
+        """
+
+    @abstractmethod
+    def stream(self, call: Call, receive: Receive) -> None:
+        """Begin a call that may have any number of answers. Returns when the model has taken it; never raises."""
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+        """One call with these inputs.
+
+        Raises:
+            TidemillError: it failed.
+        """
+        (reply,), _ = self.execute([Call(inputs=inputs, outputs=outputs)])
+        if isinstance(reply, TidemillError):
+            raise reply
+        return [reply.outputs[name] for name in outputs]

@@ -9,8 +9,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from tidemill.errors import Internal, Invalid
+from tidemill.inference.calls import Array
 from tidemill.inference.runtimes._onnxfile import check_self_contained
-from tidemill.inference.runtimes.base import Array, Runtime, Settings
+from tidemill.inference.runtimes.base import Runtime, Settings
 from tidemill.inference.signatures import FREE, Signature, TensorSpec
 from tidemill.tensors import codec
 from tidemill.tensors.dtypes import DataType
@@ -83,10 +84,11 @@ class OnnxRuntime(Runtime):
         (data,) = files.values()
         check_self_contained(data)
         known = onnxruntime.get_available_providers()
-        if missing := [name for name in settings.providers if name not in known]:
+        if missing := [name for name, _ in settings.providers if name not in known]:
             raise Invalid(f"no execution provider {missing[0]!r}; known are {', '.join(known)}", reason="NO_PROVIDER")
         try:
-            return cls(onnxruntime.InferenceSession(data, _options(settings), providers=list(settings.providers)))
+            providers = [(name, dict(options)) for name, options in settings.providers]
+            return cls(onnxruntime.InferenceSession(data, _options(settings), providers=providers))
         except _ERRORS as error:
             raise Invalid(f"ONNX Runtime refuses the model: {_first_line(error)}", reason="MODEL_REFUSED") from error
 

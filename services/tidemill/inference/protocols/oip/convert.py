@@ -7,6 +7,7 @@ import numpy as np
 
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.errors import Invalid, Unimplemented
+from tidemill.inference.calls import Answer
 from tidemill.inference.inputs import InputTensor, check_count, shown
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.repository import Entry
@@ -83,13 +84,11 @@ def from_outputs(request: pb.ModelInferRequest) -> list[str]:
     return [output.name for output in request.outputs]
 
 
-def to_response(
-    request: pb.ModelInferRequest, loaded: Loaded, names: Sequence[str], arrays: Iterable[Array]
-) -> pb.ModelInferResponse:
+def to_response(request: pb.ModelInferRequest, loaded: Loaded, answer: Answer) -> pb.ModelInferResponse:
     """The answer, always with raw elements: existing clients do not look at typed ones."""
     response = pb.ModelInferResponse(model_name=loaded.version.model, model_version=loaded.label, id=request.id)
     specs = loaded.signature.output
-    for name, array in zip(names, arrays, strict=True):
+    for name, array in answer.outputs.items():
         kind = specs[name].datatype
         response.outputs.add(name=name, datatype=kind.name, shape=array.shape)
         response.raw_output_contents.append(codec.encode(array, kind))
@@ -101,7 +100,7 @@ def to_metadata(loaded: Loaded, versions: Sequence[int]) -> pb.ModelMetadataResp
     return pb.ModelMetadataResponse(
         name=loaded.version.model,
         versions=[str(version) for version in versions],
-        platform=loaded.runtime.platform,
+        platform=loaded.configuration.platform,
         inputs=[_to_tensor_metadata(spec) for spec in loaded.signature.inputs],
         outputs=[_to_tensor_metadata(spec) for spec in loaded.signature.outputs],
     )

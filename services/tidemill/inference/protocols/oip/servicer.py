@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
+from opentelemetry import context as otel
+from opentelemetry import trace
 
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.errors import Unimplemented
+from tidemill.inference.calls import Call
 from tidemill.inference.engine import Engine
 from tidemill.inference.inputs import bind, wanted
 from tidemill.inference.protocols.oip import convert
 from tidemill.inference.repository import Repository
+from tidemill.rpc import deadline
 
 EXTENSIONS = ("binary_tensor_data", "parameters")
 """What works here of the protocol's optional parts, by the names that existing servers use for them."""
@@ -82,7 +86,17 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         with self._repository.acquire(model, request.model_version) as loaded:
             inputs = bind(convert.from_inputs(request), loaded.signature, model)
             outputs = wanted(convert.from_outputs(request), loaded.signature, model)
-            return convert.to_response(request, loaded, outputs, self._engine.run(loaded, inputs, outputs))
+            span = trace.get_current_span()
+            call = Call(
+                inputs=inputs,
+                outputs=outputs,
+                id=request.id,
+                expires=deadline.expiry(),
+                alive=context.is_active,
+                trace=otel.get_current() if span.is_recording() else None,
+            )
+            answer = self._engine.infer(loaded, call)
+            return convert.to_response(request, loaded, answer)
 
     def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         """The known models and what their versions are doing."""

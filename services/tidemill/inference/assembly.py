@@ -1,0 +1,72 @@
+"""Puts a loaded version together: its runtime, what runs calls on it, and what brings them there."""
+
+from collections.abc import Callable
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from tidemill.inference.configuration import Configuration, TensorConfiguration
+from tidemill.inference.desired import Version
+from tidemill.inference.executor import Executor
+from tidemill.inference.loaded import Loaded
+from tidemill.inference.metrics import Metrics
+from tidemill.inference.runtimes.base import Runtime
+from tidemill.inference.scheduling.base import Scheduler
+from tidemill.inference.scheduling.direct import DirectScheduler
+from tidemill.inference.signatures import Signature, TensorSpec
+from tidemill.inference.statistics import Statistics
+
+Choice = Callable[[Configuration, Executor], Scheduler | None]
+"""A scheduler for a version that is configured so, or None when it is for others."""
+
+
+class Assembler:
+    """Makes `Loaded` versions.
+
+    Args:
+        tracer: makes the spans of runs.
+        metrics: makes the series of versions.
+        choices: schedulers, asked in order; calls for a version that none takes run at once.
+    """
+
+    def __init__(self, tracer: trace.Tracer, metrics: Metrics, choices: tuple[Choice, ...] = ()) -> None:
+        self._tracer = tracer
+        self._metrics = metrics
+        self._choices = choices
+
+    def forget(self, loaded: Loaded) -> None:
+        """End the metrics of a version that is gone."""
+        self._metrics.forget(loaded.version.model, loaded.label)
+
+    def assemble(self, version: Version, configuration: Configuration, runtime: Runtime, context: Context) -> Loaded:
+        """The version, ready for calls."""
+        statistics = Statistics()
+        label = str(version.number)
+        executor = Executor(
+            runtime,
+            version.model,
+            label,
+            statistics,
+            self._metrics.series(version.model, label),
+            self._tracer,
+            instances=configuration.instances,
+            decoupled=configuration.decoupled,
+        )
+        scheduler = next(filter(None, (choice(configuration, executor) for choice in self._choices)), None)
+        return Loaded(version, configuration, runtime, scheduler or DirectScheduler(executor), statistics, context)
+
+
+def unconfigured(model: str, backend: str, runtime: Runtime) -> Configuration:
+    """How a version runs of which nothing is known but its file."""
+    signature: Signature = runtime.signature
+    return Configuration(
+        name=model,
+        backend=backend,
+        platform=runtime.platform,
+        inputs=tuple(map(_declared, signature.inputs)),
+        outputs=tuple(map(_declared, signature.outputs)),
+    )
+
+
+def _declared(spec: TensorSpec) -> TensorConfiguration:
+    return TensorConfiguration(name=spec.name, datatype=spec.datatype, dims=spec.shape)

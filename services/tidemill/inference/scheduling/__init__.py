@@ -1,0 +1,1 @@
+"""Ways in which the requests for a model reach its runtime."""

@@ -1,0 +1,64 @@
+"""The interface of schedulers: how the calls for a version reach its runtime."""
+
+import threading
+from abc import ABC, abstractmethod
+
+from tidemill.errors import Internal, TidemillError
+from tidemill.inference.calls import Answer, Call, Receive
+
+
+class Scheduler(ABC):
+    """Decides when and together with which others a call runs. All methods are called from any thread."""
+
+    @abstractmethod
+    def submit(self, call: Call, receive: Receive) -> None:
+        """Have `call` run; its replies go to `receive`, the last one exactly once, whatever happens.
+
+        May block while the call runs. Raises nothing: what is wrong is a reply.
+        """
+
+    def infer(self, call: Call) -> Answer:
+        """The one answer to `call`; blocks until it is there.
+
+        Raises:
+            TidemillError: it failed, was refused, or nobody waits for it any more.
+        """
+        waiting = _Waiting()
+        self.submit(call, waiting)
+        return waiting.answer()
+
+    @property
+    def pending(self) -> int:
+        """Calls that wait, those that run not among them."""
+        return 0
+
+    def close(self) -> None:
+        """Refuse what still waits, and end; no call comes any more."""
+        return
+
+
+class _Waiting:
+    """Receives the one answer of a call for the thread that waits for it."""
+
+    __slots__ = ("_done", "_reply")
+
+    def __init__(self) -> None:
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._reply: Answer | TidemillError | None = None
+
+    def __call__(self, reply: Answer | TidemillError | None, final: bool) -> None:
+        if reply is not None:
+            self._reply = reply
+        if final:
+            self._done.release()
+
+    def answer(self) -> Answer:
+        """Blocks until the last reply is there."""
+        with self._done:
+            reply = self._reply
+        if reply is None:
+            raise Internal("the model gave no answer", reason="NO_ANSWER")
+        if isinstance(reply, TidemillError):
+            raise reply
+        return reply
