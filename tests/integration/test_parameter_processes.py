@@ -97,7 +97,8 @@ async def test_two_processes_train_like_one_and_end_cleanly_while_pulls_wait(tmp
             pull = asyncio.ensure_future(asyncio.to_thread(client.pull, 11))
             await asyncio.to_thread(client.versions)
             assert await asyncio.to_thread(processes[0].end) == 0
-            with pytest.raises(errors.Unavailable):
+            # Which of the two depends on how far the shard's goodbye has come; both are tried again by patient clients.
+            with pytest.raises((errors.Unavailable, errors.Cancelled)):
                 await pull
 
 

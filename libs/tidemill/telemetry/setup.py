@@ -1,18 +1,45 @@
 """The telemetry of one process: a tracer, a metrics registry, and their way out."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from opentelemetry import trace
+from opentelemetry.context import Context, create_key, get_value, set_value
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, SamplingResult, TraceIdRatioBased
+from opentelemetry.util.types import Attributes
 from prometheus_client import CollectorRegistry
 
 from tidemill.errors import Invalid
 from tidemill.telemetry import attributes
 from tidemill.telemetry.spanfiles import JsonLinesExporter
+
+_CHOSEN = create_key("chosen")
+CHOSEN = set_value(_CHOSEN, True, Context())
+"""Context for the first span of a trace that has been chosen to be kept."""
+
+
+class _Root(TraceIdRatioBased):
+    """Keeps a part of the traces that begin here, and those that were chosen already."""
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: trace.SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[trace.Link] | None = None,
+        trace_state: trace.TraceState | None = None,
+    ) -> SamplingResult:
+        """The decision on one trace."""
+        ratio = super().should_sample
+        decide = ALWAYS_ON.should_sample if get_value(_CHOSEN, parent_context) else ratio
+        return decide(parent_context, trace_id, name, kind, attributes, links, trace_state)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +50,14 @@ class Telemetry:
     tracer: trace.Tracer
     registry: CollectorRegistry
     provider: TracerProvider
+    sample: float = 1.0
+
+    def chance(self) -> bool:
+        """Whether a trace that begins now is one of those that are kept; asked before a span is made, which costs more.
+
+        A span for it must be started in the context `CHOSEN`.
+        """
+        return self.sample >= 1 or random.random() < self.sample
 
     def shutdown(self) -> None:
         """Send what is left and end the exporter."""
@@ -39,12 +74,16 @@ def setup(service: str, *, traces: str = "none", sample: float = 1.0, instance: 
         instance: `service.instance.id`, when there are several of a kind.
     """
     resource = Resource({attributes.SERVICE_NAME: service, attributes.SERVICE_INSTANCE: instance or service})
-    provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(sample)), shutdown_on_exit=False)
+    provider = TracerProvider(resource=resource, sampler=ParentBased(_Root(sample)), shutdown_on_exit=False)
     processor = _processor(service, traces)
     if processor is not None:
         provider.add_span_processor(processor)
     return Telemetry(
-        service=service, tracer=provider.get_tracer("tidemill"), registry=CollectorRegistry(), provider=provider
+        service=service,
+        tracer=provider.get_tracer("tidemill"),
+        registry=CollectorRegistry(),
+        provider=provider,
+        sample=sample,
     )
 
 

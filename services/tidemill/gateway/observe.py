@@ -49,7 +49,7 @@ class Exchange:
         self._peer = peer(request)
         self.verb = request.method if request.method in _VERBS else "OTHER"
         self.route = ""
-        self.request_id = begin_request(self._headers.get(REQUEST_ID, ""))
+        self.request_id = str(begin_request(self._headers.get(REQUEST_ID, "")))
         self.span: trace.Span = trace.INVALID_SPAN
 
     def routed(self, route: str, *, traced: bool) -> None:
