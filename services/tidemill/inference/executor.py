@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import numpy as np
 from opentelemetry import trace
@@ -17,6 +18,20 @@ from tidemill.inference.statistics import Statistics, Times
 from tidemill.telemetry import attributes
 
 LOG = logging.getLogger(__name__)
+
+
+class Arrangement(Protocol):
+    """Where the rows of calls lie in a batch."""
+
+    def merge(self, calls: Sequence[Call]) -> Mapping[str, Array]:
+        """The inputs of all calls as those of one run."""
+
+    def split(self, calls: Sequence[Call], found: Mapping[str, Array]) -> list[Answer]:
+        """The answer to each call, out of the outputs of the run.
+
+        Raises:
+            Internal: the model gave another number of rows than it got.
+        """
 
 
 class Executor:
@@ -65,7 +80,9 @@ class Executor:
                 raise self._expired(call)
             return self._alone(call)
 
-    def run(self, calls: Sequence[Call], closed: str = "") -> list[Answer | TidemillError]:
+    def run(
+        self, calls: Sequence[Call], closed: str = "", arrangement: Arrangement | None = None
+    ) -> list[Answer | TidemillError]:
         """Run calls as one batch; the reply to each, in their order.
 
         The inputs of all have the same names, types, and dimensions behind the first. When the batch fails, each call
@@ -74,6 +91,7 @@ class Executor:
         Args:
             calls: at least one.
             closed: why the batch was closed: "full", "preferred", "delay", "idle"; "" where nothing was waited for.
+            arrangement: of the batch; None = the rows of one call follow those of the other.
         """
         replies: dict[int, Answer | TidemillError] = {}
         with self._turn:
@@ -84,7 +102,7 @@ class Executor:
                     replies[id(call)] = self._expired(call)
             left = [call for call in calls if id(call) not in replies]
             if left:
-                replies |= zip(map(id, left), self._run(left, closed), strict=True)
+                replies |= zip(map(id, left), self._run(left, closed, arrangement), strict=True)
         return [replies[id(call)] for call in calls]
 
     def stream(self, call: Call, receive: Receive) -> None:
@@ -111,25 +129,39 @@ class Executor:
         self._succeeded(call.rows, (started - call.arrived,), Times(infer=ended - started), (ended - call.arrived,))
         return Answer(outputs=dict(zip(call.outputs, found, strict=True)))
 
-    def _run(self, calls: Sequence[Call], closed: str) -> list[Answer | TidemillError]:
+    def refused(self, call: Call, error: TidemillError) -> TidemillError:
+        """`error`, which is the reply to a call that shall not run, after it is booked."""
+        self.statistics.failed(time.monotonic_ns() - call.arrived)
+        self._series.failure()
+        return error
+
+    def _run(
+        self, calls: Sequence[Call], closed: str, arrangement: Arrangement | None = None
+    ) -> list[Answer | TidemillError]:
         if isinstance(self.runtime, CallRuntime):
             return self._run_calls(self.runtime, calls, closed)
-        if len(calls) == 1 and not closed:
+        if len(calls) == 1 and not closed and arrangement is None:
             return [_reply(self._alone, calls[0])]
         first = calls[0]
         begun = time.monotonic_ns()
         names = tuple(dict.fromkeys(name for call in calls for name in call.outputs))
         try:
             with self._span(next((call.trace for call in calls if call.trace), None), calls, closed):
-                merged = first.inputs if len(calls) == 1 else _merged(calls)
+                if arrangement is not None:
+                    merged = arrangement.merge(calls)
+                else:
+                    merged = first.inputs if len(calls) == 1 else _merged(calls)
                 together = time.monotonic_ns()
                 found = self.runtime.run(merged, names)
                 inferred = time.monotonic_ns()
-                answers = _split(calls, dict(zip(names, found, strict=True)))
+                split = arrangement.split if arrangement is not None else _split
+                answers = split(calls, dict(zip(names, found, strict=True)))
         except TidemillError as error:
             if len(calls) == 1:
                 return [self._failed(first, error)]
             LOG.info("a batch failed: its calls run alone", extra={"model": self._model, "version": self._version})
+            if arrangement is not None:
+                return [reply for call in calls for reply in self._run((call,), "", arrangement)]
             return [_reply(self._alone, call) for call in calls]
         ended = time.monotonic_ns()
         times = Times(together - begun, inferred - together, ended - inferred)
@@ -180,9 +212,7 @@ class Executor:
         return told
 
     def _expired(self, call: Call) -> TidemillError:
-        self.statistics.failed(time.monotonic_ns() - call.arrived)
-        self._series.failure()
-        return DeadlineExceeded("the request's time was over before the model ran", reason="EXPIRED")
+        return self.refused(call, expired())
 
     def _span(self, context: object, calls: Sequence[Call], closed: str) -> AbstractContextManager[object]:
         """The span of a run, if one of its calls is recorded: for others it would cost time for nothing."""
@@ -230,6 +260,11 @@ class _Counted:
             total = time.monotonic_ns() - call.arrived
             executor._succeeded(call.rows, (call.started - call.arrived,), Times(infer=took), (total,))
         self._receive(reply, final)
+
+
+def expired() -> DeadlineExceeded:
+    """The reply to a call that nobody waits for any more, so that it does not run."""
+    return DeadlineExceeded("the request's time was over before the model ran", reason="EXPIRED")
 
 
 def _reply(run: Callable[[Call], Answer], call: Call) -> Answer | TidemillError:
