@@ -37,6 +37,7 @@ class Call:
         expires: when nobody waits for the answer any more, by `time.monotonic()`; None = never.
         alive: whether the caller is still there.
         parameters: further ones of the request, by name.
+        instance: which of the model's instances shall run it, counted from 0; None = any.
         trace: context of the request's span; None when it is not recorded.
         arrived: when it came, by `time.monotonic_ns()`.
         started: when it left the queue, by `time.monotonic_ns()`; set by what runs it.
@@ -54,6 +55,7 @@ class Call:
     expires: float | None = None
     alive: Callable[[], bool] = always
     parameters: Mapping[str, Value] = field(default_factory=dict)
+    instance: int | None = None
     trace: Context | None = None
     arrived: int = field(default_factory=time.monotonic_ns)
     started: int = 0
