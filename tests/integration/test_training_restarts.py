@@ -17,14 +17,12 @@ from tests.support.kv import etcd_kv, fresh_prefix
 from tests.support.proxy import TcpProxy
 from tests.support.training import State, World, alive, ended, lives, spec, state, world
 from tests.support.wait import until
-from tidemill import config, errors
+from tidemill import config, errors, records
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.clients.training import TrainingClient
 from tidemill.kv.base import Kv, Put
 from tidemill.kv.open import open_kv
 from tidemill.rpc.caller import Caller
-from tidemill.training import records
-from tidemill.training.jobs import Job
 from tidemill.training.jobs import State as JobState
 from tidemill.training.store import JOBS, JobStore
 

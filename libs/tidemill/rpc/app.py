@@ -16,7 +16,7 @@ from tidemill.rpc.health import Check, HealthMonitor
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.server import Server
 from tidemill.telemetry import logs
-from tidemill.telemetry.ops import OpsServer
+from tidemill.telemetry.ops import Metrics, OpsServer
 from tidemill.telemetry.setup import Telemetry, setup
 
 LOG = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class App:
         tasks: run beside the server until it stops; one that ends or raises ends the process.
         stoppers: awaited in order when the process stops, before the server drains: withdraw, cancel, close waiting.
         closers: awaited in order after the server has stopped.
+        metrics: what the operations port shows; the telemetry's registry when left out.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class App:
         stoppers: Sequence[Hook] = (),
         closers: Sequence[Hook] = (),
         clock: Clock | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -75,7 +77,7 @@ class App:
         self.ops_port = 0
         self.failed: asyncio.Future[None] | None = None
         self._monitor = HealthMonitor(checks or {}, server.set_serving, telemetry, clock or SystemClock())
-        self._ops = OpsServer(telemetry.registry, lambda: self._monitor.ready)
+        self._ops = OpsServer(metrics or telemetry.registry, lambda: self._monitor.ready)
         self._starters, self._tasks = list(starters), list(tasks)
         self._stoppers, self._closers = list(stoppers), list(closers)
         self._running: list[asyncio.Task[None]] = []

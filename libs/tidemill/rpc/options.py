@@ -14,13 +14,17 @@ CHUNK = 1 << 20
 Options = list[tuple[str, Any]]
 
 
-def server_options(max_message: int = CONTROL_MESSAGE) -> Options:
-    """Options of a server that takes messages of at most `max_message` bytes."""
+def server_options(max_message: int = CONTROL_MESSAGE, *, shared: bool = False) -> Options:
+    """Options of a server that takes messages of at most `max_message` bytes.
+
+    Args:
+        shared: whether other processes listen on the same port.
+    """
     return [
         ("grpc.max_receive_message_length", max_message),
         ("grpc.max_send_message_length", max_message),
         # Two processes must not share a port unknowingly.
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.max_concurrent_streams", 256),
         ("grpc.max_metadata_size", 16384),
         # Clients ping every 30 s: no GOAWAY for that.

@@ -19,6 +19,7 @@ from tidemill.rpc.options import CONTROL_MESSAGE, server_options
 from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
 from tidemill.rpc.silence import SILENCE, Silence
+from tidemill.rpc.spread import check_free, deal_out
 from tidemill.rpc.threadserver import CallPool, ThreadInterceptor
 from tidemill.slots import Slots
 
@@ -137,6 +138,9 @@ class ThreadServer:
         silence: seconds after which a call is cancelled whose client sends no message while it is waited for.
         reflection_silence: the same for reflection.
         extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
+        processes: how many processes share the ports, this one among them.
+        first: whether this process is the first of them, which makes sure that nobody else has the ports.
+        local: further address to serve the same on, as `unix:<path>`; "" = none.
     """
 
     def __init__(
@@ -150,8 +154,14 @@ class ThreadServer:
         silence: float = SILENCE,
         reflection_silence: float = REFLECTION_SILENCE,
         extra_ports: Sequence[int] = (),
+        processes: int = 1,
+        first: bool = True,
+        local: str = "",
     ) -> None:
         self.extra_ports = tuple(extra_ports)
+        self._processes = processes
+        self._first = first
+        self._local = local
         self._services = list(services)
         calls = calls or threads * 4
         self._pool = CallPool(threads, calls)
@@ -160,7 +170,7 @@ class ThreadServer:
         self._server = grpc.server(
             self._pool,
             interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence)],
-            options=server_options(max_message),
+            options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )
         self._health = health.HealthServicer()
@@ -173,10 +183,19 @@ class ThreadServer:
             Unavailable: with reason PORT_IN_USE.
         """
         await self.set_serving(False)
-        chosen = _bind(self._server, host, port)
-        self.extra_ports = tuple(_bind(self._server, host, extra) for extra in self.extra_ports)
+        chosen = self._listen(host, port)
+        self.extra_ports = tuple(self._listen(host, extra) for extra in self.extra_ports)
+        if self._local:
+            self._server.add_insecure_port(self._local)
         self._server.start()
+        for bound in (chosen, *self.extra_ports):
+            deal_out(bound, self._processes)
         return chosen
+
+    def _listen(self, host: str, port: int) -> int:
+        if self._processes > 1 and self._first and port:
+            check_free(host, port)
+        return _bind(self._server, host, port)
 
     async def set_serving(self, serving: bool) -> None:
         """Let health say SERVING or NOT_SERVING for the server and each service."""

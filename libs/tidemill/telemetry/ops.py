@@ -1,11 +1,19 @@
 """The operations port of a process: `/metrics`, `/healthz` and `/readyz` over HTTP."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+
+class Metrics(Protocol):
+    """What can be shown under `/metrics`; a `CollectorRegistry` is one."""
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics now."""
 
 
 class OpsServer:
@@ -16,7 +24,7 @@ class OpsServer:
         ready: whether the process can serve now.
     """
 
-    def __init__(self, registry: CollectorRegistry, ready: Callable[[], bool]) -> None:
+    def __init__(self, registry: Metrics, ready: Callable[[], bool]) -> None:
         self._registry = registry
         self._ready = ready
         self._server: ThreadingHTTPServer | None = None

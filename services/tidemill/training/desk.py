@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
-from tidemill import names
+from tidemill import names, records
 from tidemill.clock import Clock
 from tidemill.errors import (
     AlreadyExists,
@@ -20,7 +20,7 @@ from tidemill.errors import (
     Unavailable,
     invalid,
 )
-from tidemill.training import checks, epochs, records
+from tidemill.training import checks, epochs
 from tidemill.training.catalogue import Catalogue, catalogue
 from tidemill.training.changes import Changes
 from tidemill.training.jobs import Job, Progress, State, cancel

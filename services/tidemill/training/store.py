@@ -16,9 +16,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from tidemill import records
 from tidemill.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound, Stale, Unavailable, invalid
 from tidemill.kv.base import CompactedError, Compare, Delete, Entry, Kv, Operation, Put
-from tidemill.training import records
 from tidemill.training.epochs import Epoch
 from tidemill.training.jobs import Job, State
 

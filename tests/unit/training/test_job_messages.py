@@ -9,9 +9,9 @@ from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill import errors
+from tidemill import errors, records
 from tidemill.api.training.v1 import training_pb2 as pb
-from tidemill.training import convert, records
+from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Metrics, Result
 from tidemill.training.jobs import Job, Progress, State, Worker
 from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split

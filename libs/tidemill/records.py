@@ -1,5 +1,6 @@
-"""Jobs as JSON, as they lie in the store: fields that are not known are ignored, missing ones have their default."""
+"""Dataclasses as JSON: fields that are not known are ignored, missing ones have their default."""
 
+import base64
 import dataclasses
 import functools
 import json
@@ -7,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tidemill.errors import DataLoss
@@ -17,7 +19,7 @@ T = TypeVar("T")
 def encode(record: Any, *, leave_out: frozenset[str] = frozenset()) -> bytes:
     """The dataclass `record` as JSON, without the fields that `leave_out` names."""
     values = {name: value for name, value in dataclasses.asdict(record).items() if name not in leave_out}
-    return json.dumps(values, separators=(",", ":"), ensure_ascii=False, default=_enum_value).encode()
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()
 
 
 def decode(cls: type[T], data: bytes) -> T:
@@ -33,9 +35,13 @@ def decode(cls: type[T], data: bytes) -> T:
         raise DataLoss(f"a stored {cls.__name__} cannot be read", reason="RECORD_UNREADABLE") from error
 
 
-def _enum_value(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, Path):
+        return str(value)
     raise TypeError(f"{type(value).__name__} is not stored")
 
 
@@ -55,7 +61,15 @@ def _value(hint: Any, value: Any) -> Any:
         inner = next(each for each in arguments if each is not types.NoneType)
         return None if value is None else _value(inner, value)
     if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is not Ellipsis:
+            return tuple(_value(inner, each) for inner, each in zip(arguments, value, strict=True))
         return tuple(_value(arguments[0], each) for each in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and arguments[0] in (int, str):
+        return {arguments[0](key): _value(arguments[1], each) for key, each in value.items()}
     if isinstance(hint, type) and issubclass(hint, Enum):
         return hint(value)
+    if hint is bytes:
+        return base64.b64decode(value, validate=True)
+    if hint is Path:
+        return Path(value)
     return _build(hint, value) if dataclasses.is_dataclass(hint) and isinstance(hint, type) else value

@@ -1,0 +1,87 @@
+"""Several processes on one port: connections are dealt out evenly between them.
+
+With SO_REUSEPORT the kernel picks a process by a hash of the connection's addresses: of four connections of one client
+all go to the same of two processes in one of eight cases. Here a classic BPF program picks by the port of the client:
+the kernel gives rising even ports to connections that are made one after the other, so they go round.
+"""
+
+import ctypes
+import logging
+import os
+import socket
+import struct
+import sys
+
+from tidemill import errors
+
+LOG = logging.getLogger(__name__)
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_NETWORK_HEADER = 0xFFFFFFFF - 0x100000 + 1
+_LOAD_HALF, _SHIFT_RIGHT, _MODULO, _RETURN_A = 0x28, 0x74, 0x94, 0x16
+_SOURCE_PORT = {socket.AF_INET: 20, socket.AF_INET6: 40}
+"""Offset of the client's port: behind a network header without options."""
+
+
+def check_free(host: str, port: int) -> None:
+    """Return when nobody listens on the port: sharing it, one would not be told.
+
+    Raises:
+        Unavailable: with reason PORT_IN_USE.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            target = f"{host}:{port}"
+            raise errors.Unavailable(
+                f"cannot listen on {target}: is the port in use?", reason="PORT_IN_USE", metadata={"address": target}
+            ) from error
+
+
+def deal_out(port: int, processes: int) -> bool:
+    """Deal connections out between the processes that listen on the port, this one among them; whether that worked."""
+    if sys.platform != "linux" or processes < 2:
+        return False
+    dealt = False
+    for number in _listening(port):
+        with socket.socket(fileno=os.dup(number)) as listener:
+            dealt |= _attach(listener, processes)
+    return dealt
+
+
+def _attach(listener: socket.socket, processes: int) -> bool:
+    offset = _SOURCE_PORT.get(listener.family)
+    if offset is None:
+        return False
+    steps = [
+        (_LOAD_HALF, (_NETWORK_HEADER + offset) & 0xFFFFFFFF),
+        (_SHIFT_RIGHT, 1),
+        (_MODULO, processes),
+        (_RETURN_A, 0),
+    ]
+    code = b"".join(struct.pack("=HBBI", operation, 0, 0, value) for operation, value in steps)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HP", len(steps), ctypes.addressof(buffer))
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
+    except OSError as error:
+        LOG.info("connections are dealt out by the kernel's hash", extra={"error": str(error)})
+        return False
+    return True
+
+
+def _listening(port: int) -> list[int]:
+    """Descriptors of this process that listen on the TCP port."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            number = int(name)
+            with socket.socket(fileno=os.dup(number)) as candidate:
+                listens = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and candidate.family in _SOURCE_PORT and candidate.getsockname()[1] == port:
+                    found.append(number)
+        except (OSError, ValueError):  # no socket, or closed meanwhile
+            continue
+    return found
