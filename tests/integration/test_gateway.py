@@ -313,8 +313,8 @@ async def test_oip_metadata_and_health(world: World) -> None:
     server = (await world.oip.get("/v2")).json()
     assert server["name"] == "tidemill"
     assert "binary_tensor_data" in server["extensions"]
-    assert (await world.oip.get("/v2/health/live")).json() == {"live": True}
-    assert (await world.oip.get("/v2/health/ready")).json() == {"ready": True}
+    assert (await world.oip.get("/v2/health/live")).json() == {"live": True, "ready": True}
+    assert (await world.oip.get("/v2/health/ready")).json() == {"live": True, "ready": True}
     for path in ("/v2/models/double", "/v2/models/double/versions/1", "/v2/models/double/versions/champion"):
         found = (await world.oip.get(path)).json()
         assert found["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]

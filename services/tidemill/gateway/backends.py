@@ -58,10 +58,16 @@ class Backend:
                 self._calls[rpc] = _bind(self._caller.channel, method)
         self._health: Any = health_pb2_grpc.HealthStub(self._caller.channel)
 
-    async def unary(self, rpc: str, request: Message) -> Any:
-        """The response of the RPC `Service.Method`."""
+    async def unary(self, rpc: str, request: Message | bytes, *, timeout: float | None = None) -> Any:
+        """The response of the RPC `Service.Method`.
+
+        Args:
+            rpc: which one.
+            request: the message, serialized if need be.
+            timeout: longest time in seconds; the backend's own without it.
+        """
         with self._named():
-            return await self._caller.unary(self._calls[rpc], request)
+            return await self._caller.unary(self._calls[rpc], request, timeout=timeout)
 
     async def stream(self, rpc: str, request: Message) -> AsyncGenerator[Any, None]:
         """The responses of a streaming RPC. Closing the iterator cancels the call."""

@@ -24,6 +24,8 @@ PARAMETERS: Mapping[str, tuple[str, Schema]] = {
     "digest": ("SHA-256 of the manifest.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
     "sha256": ("SHA-256 of the bytes.", {"type": "string", "pattern": "^[0-9a-f]{64}$"}),
     "file": ("A file of the documents.", NAME),
+    "repository": ("Name of the repository.", NAME),
+    "region": ("Name of the region.", {"type": "string", "minLength": 1}),
 }
 """Every name that stands in a path template: what it is, and its schema."""
 
