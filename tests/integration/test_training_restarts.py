@@ -23,6 +23,7 @@ from tidemill.clients.training import TrainingClient
 from tidemill.kv.base import Kv, Put
 from tidemill.kv.open import open_kv
 from tidemill.rpc.caller import Caller
+from tidemill.training.jobs import Job
 from tidemill.training.jobs import State as JobState
 from tidemill.training.store import JOBS, JobStore
 
