@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.support.runtimesamples import samples
+from tests.support import runtimesamples
 from tidemill import plugins
 from tidemill.errors import Invalid
 from tidemill.inference import runtimes
@@ -31,13 +31,18 @@ def kind(name: str) -> type[Runtime]:
 
 @pytest.fixture
 def files(name: str, kind: type[Runtime]) -> dict[str, bytes]:
-    sample = samples()[name]
+    sample = runtimesamples.sample(name)
     return {path: sample[path] for path in kind.select(list(sample))}
 
 
 @pytest.fixture
-def runtime(kind: type[Runtime], files: dict[str, bytes]) -> Iterator[Runtime]:
-    loaded = kind.load(files, Settings())
+def settings(name: str) -> Settings:
+    return runtimesamples.settings(name)
+
+
+@pytest.fixture
+def runtime(kind: type[Runtime], files: dict[str, bytes], settings: Settings) -> Iterator[Runtime]:
+    loaded = kind.load(files, settings)
     yield loaded
     loaded.close()
 
@@ -87,19 +92,23 @@ def test_runs_on_many_threads_at_a_time(runtime: Runtime) -> None:
         assert all(pool.map(work, range(4)))
 
 
-def test_two_loads_are_independent(kind: type[Runtime], files: dict[str, bytes], runtime: Runtime) -> None:
-    other = kind.load(files, Settings())
+def test_two_loads_are_independent(
+    kind: type[Runtime], files: dict[str, bytes], settings: Settings, runtime: Runtime
+) -> None:
+    other = kind.load(files, settings)
     other.close()
     np.testing.assert_array_equal(runtime.run({"x": X}, ["y"])[0], 2 * X)
 
 
 @pytest.mark.parametrize("damage", ["empty", "garbage", "cut"])
-def test_damaged_files_are_refused(kind: type[Runtime], files: dict[str, bytes], damage: str) -> None:
+def test_damaged_files_are_refused(
+    kind: type[Runtime], files: dict[str, bytes], settings: Settings, damage: str
+) -> None:
     damaged = {
         path: {"empty": b"", "garbage": b"\x80\x04K*." * 50, "cut": data[:-9]}[damage] for path, data in files.items()
     }
     with pytest.raises(Invalid):
-        kind.load(damaged, Settings())
+        kind.load(damaged, settings)
 
 
 @pytest.mark.parametrize("paths", [[], ["readme.md"]])

@@ -1,10 +1,46 @@
 """One model for each runtime, for the tests of what every runtime promises: y = 2 * x, of FP32 [n, 2]."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from tests.support import onnxmodels
+from tidemill.inference.configuration import Configuration, TensorConfiguration
+from tidemill.inference.runtimes.base import Settings
+from tidemill.tensors.dtypes import DataType
 
 
-def samples() -> Mapping[str, Mapping[str, bytes]]:
-    """Name of a runtime -> the files of an artifact that it can load."""
-    return {"onnx": {"model.onnx": onnxmodels.scale(2), "card.txt": b"doubles"}}
+@cache
+def sample(name: str) -> Mapping[str, bytes]:
+    """Files of an artifact that the runtime of this name can load."""
+    return {"onnx": _onnx, "torchexport": _torchexport, "torchscript": _torchscript}[name]()
+
+
+def settings(name: str) -> Settings:
+    """What it is to be loaded with."""
+    if name in ("torchexport", "torchscript"):
+        return Settings(trusted=True, configuration=configuration(name))
+    return Settings()
+
+
+def configuration(backend: str) -> Configuration:
+    """What an owner writes about the model."""
+    x, y = (TensorConfiguration(name=name, datatype=DataType.FP32, dims=(-1, 2)) for name in "xy")
+    return Configuration(name="m", backend=backend, inputs=(x,), outputs=(y,))
+
+
+def _onnx() -> Mapping[str, bytes]:
+    return {"model.onnx": onnxmodels.scale(2), "card.txt": b"doubles"}
+
+
+def _torchexport() -> Mapping[str, bytes]:
+    from tests.support import torchmodels
+
+    return {
+        "model.pt2": torchmodels.exported(torchmodels.Scale(), (torchmodels.rows(3, 2),), ({0: torchmodels.BATCH},))
+    }
+
+
+def _torchscript() -> Mapping[str, bytes]:
+    from tests.support import torchmodels
+
+    return {"model.pt": torchmodels.scripted(torchmodels.Scale()), "card.txt": b"doubles"}
