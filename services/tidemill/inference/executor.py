@@ -1,37 +1,22 @@
 """Runs calls on one version, alone or together, and keeps its books: statistics, metrics, spans."""
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from opentelemetry import trace
 
 from tidemill.errors import DeadlineExceeded, Internal, Invalid, TidemillError
+from tidemill.inference.arrangement import Arrangement
 from tidemill.inference.calls import Answer, Array, Call, Receive
 from tidemill.inference.metrics import Series
+from tidemill.inference.runs import RunSpans
 from tidemill.inference.runtimes.base import CallRuntime, Runtime
 from tidemill.inference.statistics import Statistics, Times
-from tidemill.telemetry import attributes
+from tidemill.inference.turns import Turns
 
 LOG = logging.getLogger(__name__)
-
-
-class Arrangement(Protocol):
-    """Where the rows of calls lie in a batch."""
-
-    def merge(self, calls: Sequence[Call]) -> Mapping[str, Array]:
-        """The inputs of all calls as those of one run."""
-
-    def split(self, calls: Sequence[Call], found: Mapping[str, Array]) -> list[Answer]:
-        """The answer to each call, out of the outputs of the run.
-
-        Raises:
-            Internal: the model gave another number of rows than it got.
-        """
 
 
 class Executor:
@@ -63,11 +48,11 @@ class Executor:
         self.statistics = statistics
         self.decoupled = decoupled
         self.instances = instances
-        self._model = model
-        self._version = version
+        self.model = model
+        self.version = version
         self._series = series
-        self._tracer = tracer
-        self._turn: AbstractContextManager[object] = threading.Semaphore(instances) if instances else nullcontext()
+        self._spans = RunSpans(tracer, model, version)
+        self._turns = Turns(instances)
 
     def run_one(self, call: Call) -> Answer:
         """Run `call` now, on this thread, as soon as an instance is free.
@@ -75,166 +60,173 @@ class Executor:
         Raises:
             TidemillError: it failed, or nobody waits for it any more.
         """
-        with self._turn:
-            if not call.wanted:
-                raise self._expired(call)
-            return self._alone(call)
+        if not self._turns.take(call.expires):
+            raise self.expired(call)
+        try:
+            reply = self._single(call)
+        finally:
+            self._turns.give()
+        if isinstance(reply, TidemillError):
+            raise reply
+        return reply
 
     def run(
         self, calls: Sequence[Call], closed: str = "", arrangement: Arrangement | None = None
     ) -> list[Answer | TidemillError]:
         """Run calls as one batch; the reply to each, in their order.
 
-        The inputs of all have the same names, types, and dimensions behind the first. When the batch fails, each call
-        runs alone, so that one that the model does not like fails alone.
+        The inputs of all have the same names, types, and dimensions behind the first. When a batch fails, its halves
+        run for themselves, and so on, so that a call that the model does not like fails alone. Only when the model
+        cannot be had now (`Unavailable`), all fail at once: they may try again.
 
         Args:
             calls: at least one.
             closed: why the batch was closed: "full", "preferred", "delay", "idle"; "" where nothing was waited for.
-            arrangement: of the batch; None = the rows of one call follow those of the other.
+            arrangement: of the batch; None = the rows of one call follow those of the one before.
         """
-        replies: dict[int, Answer | TidemillError] = {}
-        with self._turn:
-            started = time.monotonic_ns()
-            for call in calls:
-                call.started = started
-                if not call.wanted:
-                    replies[id(call)] = self._expired(call)
-            left = [call for call in calls if id(call) not in replies]
-            if left:
-                replies |= zip(map(id, left), self._run(left, closed, arrangement), strict=True)
-        return [replies[id(call)] for call in calls]
+        limits = [call.expires for call in calls]
+        until = None if None in limits else max(limit for limit in limits if limit is not None)
+        if not self._turns.take(until):
+            return [self.expired(call) for call in calls]
+        try:
+            return self._wanted(calls, closed, arrangement)
+        finally:
+            self._turns.give()
 
     def stream(self, call: Call, receive: Receive) -> None:
         """Run a call that may have any number of answers; returns when the model has taken it."""
+        reply: Answer | TidemillError
         if not isinstance(self.runtime, CallRuntime):
-            receive(_reply(self.run_one, call), True)
+            try:
+                reply = self.run_one(call)
+            except TidemillError as error:
+                reply = error
+            receive(reply, True)
+            return
+        if not call.wanted:
+            receive(self.expired(call), True)
             return
         call.started = time.monotonic_ns()
         self.runtime.stream(call, _Counted(self, call, receive))
 
-    def _alone(self, call: Call) -> Answer:
-        if isinstance(self.runtime, CallRuntime):
-            (reply,) = self._run_calls(self.runtime, (call,), "")
-            if isinstance(reply, TidemillError):
-                raise reply
-            return reply
-        started = call.started = time.monotonic_ns()
-        try:
-            with self._span(call.trace, (call,), ""):
-                found = self.runtime.run(call.inputs, call.outputs)
-        except TidemillError as error:
-            raise self._failed(call, error) from error
-        ended = time.monotonic_ns()
-        self._succeeded(call.rows, (started - call.arrived,), Times(infer=ended - started), (ended - call.arrived,))
-        return Answer(outputs=dict(zip(call.outputs, found, strict=True)))
-
     def refused(self, call: Call, error: TidemillError) -> TidemillError:
-        """`error`, which is the reply to a call that shall not run, after it is booked."""
+        """The error, booked as the outcome of a call that does not run."""
         self.statistics.failed(time.monotonic_ns() - call.arrived)
         self._series.failure()
         return error
 
-    def _run(
-        self, calls: Sequence[Call], closed: str, arrangement: Arrangement | None = None
-    ) -> list[Answer | TidemillError]:
-        if isinstance(self.runtime, CallRuntime):
-            return self._run_calls(self.runtime, calls, closed)
-        if len(calls) == 1 and not closed and arrangement is None:
-            return [_reply(self._alone, calls[0])]
-        first = calls[0]
-        begun = time.monotonic_ns()
-        names = tuple(dict.fromkeys(name for call in calls for name in call.outputs))
-        try:
-            with self._span(next((call.trace for call in calls if call.trace), None), calls, closed):
-                if arrangement is not None:
-                    merged = arrangement.merge(calls)
-                else:
-                    merged = first.inputs if len(calls) == 1 else _merged(calls)
-                together = time.monotonic_ns()
-                found = self.runtime.run(merged, names)
-                inferred = time.monotonic_ns()
-                split = arrangement.split if arrangement is not None else _split
-                answers = split(calls, dict(zip(names, found, strict=True)))
-        except TidemillError as error:
-            if len(calls) == 1:
-                return [self._failed(first, error)]
-            LOG.info("a batch failed: its calls run alone", extra={"model": self._model, "version": self._version})
-            if arrangement is not None:
-                return [reply for call in calls for reply in self._run((call,), "", arrangement)]
-            return [_reply(self._alone, call) for call in calls]
-        ended = time.monotonic_ns()
-        times = Times(together - begun, inferred - together, ended - inferred)
-        self._book(calls, times, closed)
-        return list(answers)
-
-    def _run_calls(self, runtime: CallRuntime, calls: Sequence[Call], closed: str) -> list[Answer | TidemillError]:
-        with self._span(next((call.trace for call in calls if call.trace), None), calls, closed):
-            begun = time.monotonic_ns()
-            replies, times = runtime.execute(calls)
-        times = times or Times(infer=time.monotonic_ns() - begun)
-        good = [call for call, reply in zip(calls, replies, strict=True) if isinstance(reply, Answer)]
-        if good:
-            self._book(good, times, closed)
-        return [
-            reply if isinstance(reply, Answer) else self._failed(call, reply)
-            for call, reply in zip(calls, replies, strict=True)
-        ]
-
-    def _book(self, calls: Sequence[Call], times: Times, closed: str) -> None:
-        now = time.monotonic_ns()
-        rows = sum(call.rows for call in calls)
-        self._succeeded(
-            rows, [call.started - call.arrived for call in calls], times, [now - call.arrived for call in calls]
+    def expired(self, call: Call) -> TidemillError:
+        """What a call is answered for which nobody waits any more; booked."""
+        return self.refused(
+            call, DeadlineExceeded("the request's time was over before the model ran", reason="EXPIRED")
         )
-        if closed:
-            self._series.batch(rows, closed, [call.started - call.arrived for call in calls])
 
-    def _succeeded(self, rows: int, queues: Sequence[int], times: Times, totals: Sequence[int]) -> None:
-        self.statistics.executed(rows, queues, times, totals)
-        self._series.success(len(totals), times.infer)
-
-    def _failed(self, call: Call, error: TidemillError) -> TidemillError:
-        """The error for the caller: a runtime's own words about a fault of ours go to the log alone."""
-        self.statistics.failed(time.monotonic_ns() - call.arrived)
-        self._series.failure()
+    def failed(self, call: Call, error: TidemillError) -> TidemillError:
+        """The error for the caller, booked: a runtime's own words about a fault of ours go to the log alone."""
+        self.refused(call, error)
         if not isinstance(error, Internal) or error.reason != "EXECUTION_FAILED":
             return error
         LOG.warning(
             "execution failed",
-            extra={"model": self._model, "version": self._version, "error": str(error.__cause__ or error)[:1000]},
+            extra={"model": self.model, "version": self.version, "error": str(error.__cause__ or error)[:1000]},
         )
         told = Internal(
-            f"model '{self._model}' version {self._version} failed on these inputs; the server's log says why",
+            f"model '{self.model}' version {self.version} failed on these inputs; the server's log says why",
             reason="EXECUTION_FAILED",
         )
         told.__cause__ = error
         return told
 
-    def _expired(self, call: Call) -> TidemillError:
-        return self.refused(call, expired())
-
-    def _span(self, context: object, calls: Sequence[Call], closed: str) -> AbstractContextManager[object]:
-        """The span of a run, if one of its calls is recorded: for others it would cost time for nothing."""
-        if context is None:
-            return nullcontext()
-        found: dict[str, str | int | float] = {attributes.MODEL: self._model, attributes.MODEL_VERSION: self._version}
+    def succeeded(self, calls: Sequence[Call], times: Times, closed: str = "") -> None:
+        """Book one run that answered these calls."""
+        now = time.monotonic_ns()
+        rows = sum(call.rows for call in calls)
+        queues = [call.started - call.arrived for call in calls]
+        self.statistics.executed(rows, queues, times, [now - call.arrived for call in calls])
+        self._series.success(len(calls), times.infer)
         if closed:
-            waited = max(call.started - call.arrived for call in calls)
-            found |= {
-                attributes.BATCH_SIZE: sum(call.rows for call in calls),
-                attributes.BATCH_REQUESTS: len(calls),
-                attributes.BATCH_CLOSED: closed,
-                attributes.QUEUE_SECONDS: waited / 1e9,
-            }
-        others = [trace.get_current_span(call.trace).get_span_context() for call in calls if call.trace is not None]
-        return self._tracer.start_as_current_span(
-            attributes.SPAN_EXECUTE,
-            context=context,  # type: ignore[arg-type]
-            attributes=found,
-            links=[trace.Link(other) for other in others[1:]],
-            record_exception=False,
-        )
+            self._series.batch(rows, closed, queues)
+
+    def _wanted(
+        self, calls: Sequence[Call], closed: str, arrangement: Arrangement | None = None
+    ) -> list[Answer | TidemillError]:
+        """Run those calls that somebody waits for."""
+        gone = [not call.wanted for call in calls]
+        if not any(gone):
+            return self._run(calls, closed, arrangement)
+        left = [call for call, away in zip(calls, gone, strict=True) if not away]
+        replies = iter(self._run(left, closed, arrangement) if left else ())
+        return [self.expired(call) if away else next(replies) for call, away in zip(calls, gone, strict=True)]
+
+    def _single(self, call: Call) -> Answer | TidemillError:
+        if not call.wanted:
+            return self.expired(call)
+        (reply,) = self._run((call,), "")
+        return reply
+
+    def _run(
+        self, calls: Sequence[Call], closed: str, arrangement: Arrangement | None = None
+    ) -> list[Answer | TidemillError]:
+        started = time.monotonic_ns()
+        for call in calls:
+            call.started = started
+        replies: Sequence[Answer | TidemillError]
+        try:
+            with self._spans.of(calls, closed):
+                if isinstance(self.runtime, CallRuntime):
+                    replies, times = self._execute(self.runtime, calls)
+                else:
+                    replies, times = self._infer(calls, arrangement)
+        except TidemillError as error:
+            replies, times = [error] * len(calls), Times()
+        if len(calls) > 1 and _as_a_whole(replies) and (arrangement is None or arrangement.repeatable):
+            LOG.info("a batch failed: its halves run", extra={"model": self.model, "version": self.version})
+            middle = len(calls) // 2
+            halves = (calls[:middle], calls[middle:])
+            return [reply for half in halves for reply in self._wanted(half, closed, arrangement)]
+        good = [call for call, reply in zip(calls, replies, strict=True) if isinstance(reply, Answer)]
+        if good:
+            self.succeeded(good, times, closed)
+        return [
+            self.failed(call, reply) if isinstance(reply, TidemillError) else reply
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+
+    def _infer(self, calls: Sequence[Call], arrangement: Arrangement | None) -> tuple[list[Answer], Times]:
+        """Run a model that knows nothing but tensors. Raises TidemillError."""
+        begun = time.monotonic_ns()
+        first = calls[0]
+        alone = len(calls) == 1
+        try:
+            names = first.outputs if alone else tuple(dict.fromkeys(name for call in calls for name in call.outputs))
+            merged = arrangement.merge(calls) if arrangement is not None else first.inputs if alone else _merged(calls)
+            together = time.monotonic_ns()
+            found = self.runtime.run(merged, names)
+            inferred = time.monotonic_ns()
+            if arrangement is not None:
+                answers = arrangement.split(calls, dict(zip(names, found, strict=True)))
+            elif alone:
+                answers = [Answer(outputs=dict(zip(names, found, strict=True)))]
+            else:
+                answers = _split(calls, dict(zip(names, found, strict=True)))
+        except TidemillError:
+            raise
+        except Exception as error:  # a model's fault is its callers' answer, and the log's
+            raise _fault(error) from error
+        return answers, Times(together - begun, inferred - together, time.monotonic_ns() - inferred)
+
+    def _execute(self, runtime: CallRuntime, calls: Sequence[Call]) -> tuple[Sequence[Answer | TidemillError], Times]:
+        """Run a model that takes calls as they came. Raises TidemillError."""
+        begun = time.monotonic_ns()
+        try:
+            replies, times = runtime.execute(calls)
+        except TidemillError:
+            raise
+        except Exception as error:  # the same
+            raise _fault(error) from error
+        if len(replies) != len(calls):
+            raise _fault(Invalid(f"{len(replies)} replies to {len(calls)} calls"))
+        return replies, times or Times(infer=time.monotonic_ns() - begun)
 
 
 class _Counted:
@@ -250,28 +242,27 @@ class _Counted:
     def __call__(self, reply: Answer | TidemillError | None, final: bool) -> None:
         call, executor = self._call, self._executor
         took = time.monotonic_ns() - call.started
-        if isinstance(reply, TidemillError):
-            self._failed = True
-            reply = executor._failed(call, reply)
         kind = "empty" if reply is None else "fail" if isinstance(reply, TidemillError) else "success"
+        if isinstance(reply, TidemillError) and not self._failed:
+            self._failed = True
+            reply = executor.failed(call, reply)
         executor.statistics.responded(self._index, took, 0, kind)
         self._index += 1
         if final and not self._failed:
-            total = time.monotonic_ns() - call.arrived
-            executor._succeeded(call.rows, (call.started - call.arrived,), Times(infer=took), (total,))
+            executor.succeeded((call,), Times(infer=took))
         self._receive(reply, final)
 
 
-def expired() -> DeadlineExceeded:
-    """The reply to a call that nobody waits for any more, so that it does not run."""
-    return DeadlineExceeded("the request's time was over before the model ran", reason="EXPIRED")
+def _as_a_whole(replies: Sequence[Answer | TidemillError]) -> bool:
+    """Whether a batch failed so that nobody knows on whose account."""
+    errors = {(type(reply), reply.message) for reply in replies if isinstance(reply, Internal | Invalid)}
+    return len(errors) == 1 and all(isinstance(reply, TidemillError) for reply in replies)
 
 
-def _reply(run: Callable[[Call], Answer], call: Call) -> Answer | TidemillError:
-    try:
-        return run(call)
-    except TidemillError as error:
-        return error
+def _fault(cause: Exception) -> Internal:
+    fault = Internal("the model failed on these inputs", reason="EXECUTION_FAILED")
+    fault.__cause__ = cause
+    return fault
 
 
 def _merged(calls: Sequence[Call]) -> Mapping[str, Array]:
@@ -287,8 +278,7 @@ def _split(calls: Sequence[Call], found: Mapping[str, Array]) -> list[Answer]:
     rows = sum(call.rows for call in calls)
     for name, array in found.items():
         if array.ndim == 0 or len(array) != rows:
-            cause = Invalid(f"output {name!r} has shape {array.shape} for a batch of {rows}")
-            raise Internal("the model failed on these inputs", reason="EXECUTION_FAILED") from cause
+            raise _fault(Invalid(f"output {name!r} has shape {array.shape} for a batch of {rows}"))
     answers, start = [], 0
     for call in calls:
         end = start + call.rows

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -102,7 +102,7 @@ class Statistics:
         self._lock = threading.Lock()
         self._now = Snapshot()
 
-    def executed(self, rows: int, queues: Iterable[int], times: Times, totals: Iterable[int]) -> None:
+    def executed(self, rows: int, queues: Sequence[int], times: Times, totals: Sequence[int]) -> None:
         """One run of the model that succeeded.
 
         Args:
@@ -113,7 +113,7 @@ class Statistics:
         """
         with self._lock:
             now = self._now
-            now.last = time.time_ns() // 1_000_000
+            now.last = max(now.last, time.time_ns() // 1_000_000)
             now.inferences += rows
             now.executions += 1
             size = now.batches.get(rows)
@@ -122,12 +122,12 @@ class Statistics:
             size.input.add(times.input)
             size.infer.add(times.infer)
             size.output.add(times.output)
-            for queued, total in zip(queues, totals, strict=True):
-                now.success.add(total)
-                now.queue.add(queued)
-                now.input.add(times.input)
-                now.infer.add(times.infer)
-                now.output.add(times.output)
+            count = len(totals)
+            now.success.add(sum(totals), count)
+            now.queue.add(sum(queues), count)
+            now.input.add(count * times.input, count)
+            now.infer.add(count * times.infer, count)
+            now.output.add(count * times.output, count)
 
     def failed(self, total: int) -> None:
         """A request failed, `total` nanoseconds after it came."""

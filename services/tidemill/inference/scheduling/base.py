@@ -23,7 +23,7 @@ class Scheduler(ABC):
         Raises:
             TidemillError: it failed, was refused, or nobody waits for it any more.
         """
-        waiting = _Waiting()
+        waiting = Waiting()
         self.submit(call, waiting)
         return waiting.answer()
 
@@ -37,7 +37,7 @@ class Scheduler(ABC):
         return
 
 
-class _Waiting:
+class Waiting:
     """Receives the one answer of a call for the thread that waits for it."""
 
     __slots__ = ("_done", "_reply")
@@ -53,8 +53,15 @@ class _Waiting:
         if final:
             self._done.release()
 
+    def wait(self, seconds: float) -> bool:
+        """Whether the last reply came within so many seconds; -1 = for ever."""
+        if not self._done.acquire(timeout=seconds):
+            return False
+        self._done.release()
+        return True
+
     def answer(self) -> Answer:
-        """Blocks until the last reply is there."""
+        """Blocks until the last reply is there. Raises it when it is an error."""
         with self._done:
             reply = self._reply
         if reply is None:
