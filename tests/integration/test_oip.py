@@ -1,6 +1,5 @@
 """The Open Inference Protocol on the wire: codes and texts that clients depend on, every way to send a tensor."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -95,6 +94,7 @@ def output(name: str, **others: Any) -> Any:
 
 
 B = tensor("b")
+REGION = parameter("shared_memory_region", string_param="r") | parameter("shared_memory_byte_size", int64_param=32)
 
 
 async def test_good_request(serving: Serving) -> None:
@@ -206,15 +206,77 @@ async def test_inputs_may_come_in_any_order(serving: Serving) -> None:
             "a request may have at most 256 inputs, not 1000",
         ),
         (
-            {"outputs": [output("total", parameters=parameter("classification", int64_param=3))]},
+            {"outputs": [output("total", parameters=parameter("classification", int64_param=0))]},
+            errors.Invalid,
+            "'classification' parameter must be at least 1 for output 'total'",
+        ),
+        (
+            {"outputs": [output("total", parameters=parameter("classification", string_param="3"))]},
+            errors.Invalid,
+            "invalid value type for 'classification' parameter, expected int64_param or uint64_param.",
+        ),
+        (
+            {"inputs": [tensor("a", parameters=REGION), B], "raw_input_contents": [RAW]},
             errors.Unimplemented,
-            "parameter 'classification': classification is not offered by this server",
+            "shared memory is not enabled on this server: start it with --allow-client-shm",
         ),
         (
             {"inputs": [tensor("a", parameters=parameter("shared_memory_region", string_param="r")), B]},
-            errors.Unimplemented,
-            "parameter 'shared_memory_region': shared memory is not offered by this server",
+            errors.Invalid,
+            "'shared_memory_byte_size' parameter must be given for 'a'",
         ),
+        (
+            {"parameters": parameter("sequence_id", bool_param=True)},
+            errors.Invalid,
+            "invalid value type for 'sequence_id' parameter, expected int64_param, uint64_param or string_param.",
+        ),
+        (
+            {"parameters": parameter("sequence_id", int64_param=-1)},
+            errors.Invalid,
+            "invalid value for 'sequence_id' parameter: must not be negative",
+        ),
+        (
+            {"parameters": parameter("sequence_id", string_param="x" * 129)},
+            errors.Invalid,
+            "sequence_id: a text may have at most 128 characters",
+        ),
+        *(
+            (
+                {"parameters": parameter(name, string_param="1")},
+                errors.Invalid,
+                f"invalid value type for '{name}' parameter, expected bool_param.",
+            )
+            for name in ("sequence_start", "sequence_end", "triton_enable_empty_final_response")
+        ),
+        *(
+            (
+                {"parameters": parameter(name, double_param=1)},
+                errors.Invalid,
+                f"invalid value type for '{name}' parameter, expected int64_param or uint64_param.",
+            )
+            for name in ("priority", "timeout")
+        ),
+        (
+            {"parameters": parameter("timeout", int64_param=-5)},
+            errors.Invalid,
+            "invalid value for 'timeout' parameter: must not be negative",
+        ),
+        (
+            {"parameters": parameter("triton_future", bool_param=True)},
+            errors.Invalid,
+            "parameter 'triton_future': names that start with 'triton_' are reserved",
+        ),
+        (
+            {"parameters": {"mine": pb.InferParameter()}},
+            errors.Invalid,
+            "invalid value type for 'mine' parameter, expected a value.",
+        ),
+        (
+            {"parameters": {str(number): pb.InferParameter(bool_param=True) for number in range(257)}},
+            errors.Invalid,
+            "a request may have at most 256 parameters",
+        ),
+        ({"id": "x" * 1025}, errors.Invalid, "id: must have at most 1024 characters"),
     ],
 )
 async def test_bad_requests(
@@ -349,7 +411,9 @@ async def test_server_and_model_questions(serving: Serving) -> None:
     for model, version in [("nope", ""), ("simple", "2"), ("simple", "x"), ("empty", "")]:
         assert not await client.model_ready(model, version)
     server = await client.server_metadata()
-    assert (server.name, list(server.extensions)) == ("tidemill", ["binary_tensor_data", "parameters"])
+    assert (server.name, server.extensions[0]) == ("tidemill", "classification")
+    assert {"binary_tensor_data", "parameters", "statistics"} <= set(server.extensions)
+    assert not [name for name in server.extensions if "memory" in name or "repository" in name]
     assert server.version
     metadata = await client.metadata("simple")
     assert (metadata.name, list(metadata.versions), metadata.platform) == ("simple", ["1"], "onnxruntime_onnx")
@@ -366,41 +430,34 @@ async def test_server_and_model_questions(serving: Serving) -> None:
     assert "empty" not in {entry.name for entry in await client.index(only_ready=True)}
 
 
-SERVED = {
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelInfer",
-    "RepositoryIndex",
-}
-
-
-async def silence() -> AsyncIterator[Message]:
-    """Requests that never come: one sent to a stream that has just ended would be the error that is seen."""
-    await asyncio.Event().wait()
-    yield pb.ModelInferRequest()
-
-
-async def test_everything_else_is_refused_clearly(serving: Serving) -> None:
-    others = [method for method in methods(SERVICE) if method.name not in SERVED]
-    assert len(others) == 13
+async def test_every_method_is_served(serving: Serving) -> None:
+    """An empty request is answered, or refused by what it says: for no method by its name."""
+    refused = {}
     channel: Any
     async with grpc.aio.insecure_channel(serving.app.address) as channel:
-        for method in others:
+        for method in methods(SERVICE):
             codec = {
                 "request_serializer": method.request.SerializeToString,
                 "response_deserializer": method.response.FromString,
             }
-            if method.server_streaming:
-                answer = anext(aiter(channel.stream_stream(method.path, **codec)(silence())))
-            else:
-                answer = channel.unary_unary(method.path, **codec)(method.request())
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await answer
-            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert f"{method.name} is not offered by this server" in str(refused.value.details())
+            try:
+                if method.server_streaming:
+                    stream = channel.stream_stream(method.path, **codec)()
+                    await stream.done_writing()
+                    assert await stream.read() is grpc.aio.EOF
+                else:
+                    await channel.unary_unary(method.path, **codec)(method.request())
+            except grpc.aio.AioRpcError as error:
+                refused[method.name] = error.code().name
+    assert refused == {
+        "ModelMetadata": "NOT_FOUND",
+        "ModelInfer": "NOT_FOUND",
+        "ModelConfig": "NOT_FOUND",
+        "RepositoryModelLoad": "UNAVAILABLE",
+        "RepositoryModelUnload": "UNAVAILABLE",
+        "SystemSharedMemoryRegister": "UNIMPLEMENTED",
+        "CudaSharedMemoryRegister": "INVALID_ARGUMENT",
+    }
 
 
 async def test_both_ports_serve_the_same(serving: Serving) -> None:

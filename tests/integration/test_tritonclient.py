@@ -66,9 +66,6 @@ async def test_sync_and_aio_clients(tmp_path: Path) -> None:
             "expected 2 inputs but got 1 inputs for model 'simple'. Got input(s) ['a'], but missing required input(s) "
             "['b']. Please provide all required input(s).",
         ],
-        "unserved": [
-            "StatusCode.UNIMPLEMENTED",
-            "ModelConfig is not offered by this server; ServerMetadata names the extensions that are",
-        ],
+        "config": ["simple", "onnx", [["a", 8, [-1, 4]], ["b", 8, [-1, 4]]]],
         "callback": TOTAL,
     }

@@ -71,7 +71,8 @@ def session(address: str) -> dict[str, Any]:
         seen["index"] = sorted([model.name, model.version, model.state] for model in index.models)
         seen["unknown"] = failure(lambda: client.infer("nope", tensors(triton)))
         seen["missing"] = failure(lambda: client.infer("simple", tensors(triton)[:1]))
-        seen["unserved"] = failure(lambda: client.get_model_config("simple"))
+        config = client.get_model_config("simple").config
+        seen["config"] = [config.name, config.backend, [[t.name, t.data_type, list(t.dims)] for t in config.input]]
         seen["callback"] = callback(client)
     return seen
 

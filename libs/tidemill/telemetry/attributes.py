@@ -32,6 +32,7 @@ BATCH_SIZE = "tidemill.batch.size"
 BATCH_REQUESTS = "tidemill.batch.requests"
 BATCH_CLOSED = "tidemill.batch.closed"
 QUEUE_SECONDS = "tidemill.queue.seconds"
+INPUTS = "tidemill.inputs"
 
 # Spans that are not named after an RPC or a route.
 SPAN_JOB = "job"
@@ -48,6 +49,7 @@ SPAN_ROUND = "parameters.round"
 SPAN_LOAD_MODEL = "inference.load"
 SPAN_WARM_UP = "inference.warm_up"
 SPAN_UNLOAD_MODEL = "inference.unload"
+SPAN_INFER = "inference.infer"
 SPAN_EXECUTE = "inference.execute"
 SPAN_FIRST_PREDICTION = "inference.first_prediction"
 

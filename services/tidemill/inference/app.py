@@ -25,11 +25,14 @@ from tidemill.inference.downloads import Downloads
 from tidemill.inference.engine import Engine
 from tidemill.inference.follower import Follower
 from tidemill.inference.loader import Loader
+from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.metrics import Metrics
-from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, OipServicer
+from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, Limits, OipServicer
 from tidemill.inference.reconciler import Reconciler
 from tidemill.inference.repository import Repository
 from tidemill.inference.runtimes.base import Settings
+from tidemill.inference.sharedmemory.regions import Regions
+from tidemill.inference.tracing import Tracing
 from tidemill.rpc.app import App, observer, telemetry
 from tidemill.rpc.server import Service, ThreadServer
 from tidemill.telemetry import attributes
@@ -71,7 +74,9 @@ def build(
     reconciler = Reconciler(loader, repository, clock, settled=loader.tidy, concurrency=config.load_concurrency)
     state = _State(SavedDesired(Path(config.data) / "desired.json"), reconciler)
     _count_loaded(repository, signals)
-    server = _server(config, repository, engine, signals, state)
+    regions = Regions() if config.allow_client_shm else None
+    logs = LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers)
+    server = _server(config, repository, engine, signals, state, logs, regions)
     app: App
     registration = Registration(
         followed, service="inference", instance_id=_instance_id(config), address=lambda: app.address, clock=clock
@@ -82,6 +87,9 @@ def build(
             if client is not given:
                 await client.close()
         directory.close()
+        logs.close()
+        if regions is not None:
+            regions.close()
 
     app = App(
         "inference",
@@ -141,16 +149,36 @@ def _loader(config: InferenceConfig, source: ArtifactsClient, assembler: Assembl
 
 
 def _server(
-    config: InferenceConfig, repository: Repository, engine: Engine, signals: Telemetry, state: _State
+    config: InferenceConfig,
+    repository: Repository,
+    engine: Engine,
+    signals: Telemetry,
+    state: _State,
+    logs: LogSettings,
+    regions: Regions | None,
 ) -> ThreadServer:
-    identity = Identity(config.server_name, release_of("tidemill"))
-    servicer = OipServicer(repository, engine, identity, lambda: state.ready)
+    threads = config.threads or max(4, 2 * (os.cpu_count() or 1))
+    servicer = OipServicer(
+        repository,
+        engine,
+        Identity(config.server_name, release_of("tidemill")),
+        lambda: state.ready,
+        tracing=Tracing(signals.tracer, config.trace_sample),
+        logs=logs,
+        limits=Limits(
+            largest=config.max_message_bytes,
+            streams=config.max_streams or max(1, threads // 2),
+            mirror=config.mirror_encoding,
+        ),
+        regions=regions,
+    )
     return ThreadServer(
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],
         observer(config, signals),
-        threads=config.threads or max(4, 2 * (os.cpu_count() or 1)),
+        threads=threads,
         max_message=config.max_message_bytes + _ENVELOPE,
         calls=config.max_waiting,
+        silence=config.stream_idle_seconds,
         extra_ports=[] if config.second_port is None else [config.second_port],
     )
 

@@ -31,6 +31,16 @@ class InferenceConfig(ServerConfig):
     default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
     threads: int = setting("requests that run at a time; 0 = two for each core", 0)
     max_waiting: int = setting("requests in work and waiting together; more are refused", 1024)
+    max_streams: int = setting(
+        "streams of requests at a time, each of which holds a thread; 0 = half of the threads", 0
+    )
+    stream_idle_seconds: float = setting("seconds after which a stream is ended that brings no request", 600.0)
+    mirror_encoding: bool = setting(
+        "answer requests with typed elements by typed elements, as clients of KServe and MLServer expect", False
+    )
+    allow_client_shm: bool = setting(
+        "let clients on this host name shared memory to read tensors from and write them to", False
+    )
     max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
 
     trace_sample: float = setting(
@@ -56,8 +66,11 @@ class InferenceConfig(ServerConfig):
         for field in ("max_waiting", "max_message_bytes", "intra_op_threads", "load_concurrency", "max_model_bytes"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
-        if self.threads < 0 or self.cache_bytes < 0:
-            raise invalid("threads" if self.threads < 0 else "cache_bytes", "must not be negative")
+        for field in ("threads", "max_streams", "cache_bytes"):
+            if getattr(self, field) < 0:
+                raise invalid(field, "must not be negative")
+        if self.stream_idle_seconds <= 0:
+            raise invalid("stream_idle_seconds", "must be positive")
         if not self.providers:
             raise invalid("providers", "must name at least one")
         names.check(self.default_alias, "default_alias")

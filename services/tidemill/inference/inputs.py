@@ -3,9 +3,9 @@
 Everything is computed in Python integers and checked before anything is allocated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -21,6 +21,16 @@ MAX_TENSORS = 256
 _SHOWN = 128
 
 
+class Source(Protocol):
+    """Raw elements that lie elsewhere, and are fetched once their size is known to be right."""
+
+    def __len__(self) -> int:
+        """Bytes."""
+
+    def read(self) -> bytes:
+        """All of them. Raises TidemillError."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputTensor:
     """One input as a client sent it.
@@ -33,7 +43,7 @@ class InputTensor:
     name: str
     datatype: str
     shape: Sequence[int]
-    data: bytes | Array
+    data: bytes | Array | Source
 
 
 def check_count(number: int, what: str) -> None:
@@ -42,8 +52,16 @@ def check_count(number: int, what: str) -> None:
         raise Invalid(f"a request may have at most {MAX_TENSORS} {what}s, not {number}", reason="TOO_MANY_TENSORS")
 
 
-def bind(tensors: Sequence[InputTensor], signature: Signature, model: str) -> dict[str, Array]:
-    """An array for each input of the signature, over the bytes of the request where the element type allows.
+def bind(
+    tensors: Sequence[InputTensor], signature: Signature, model: str, required: Collection[str] | None = None
+) -> dict[str, Array]:
+    """An array for each input that was sent, over the bytes of the request where the element type allows.
+
+    Args:
+        tensors: the inputs of the request.
+        signature: of the model.
+        model: its name, for messages.
+        required: names of the inputs that may not be left out; None = all.
 
     Raises:
         Invalid: inputs are unknown, doubled or missing, or one differs from the signature in type, shape or size.
@@ -59,14 +77,39 @@ def bind(tensors: Sequence[InputTensor], signature: Signature, model: str) -> di
             raise _invalid(f"input '{tensor.name}' already exists in request", "DUPLICATE_INPUT")
         bound[tensor.name] = _array(tensor, spec, model)
     if len(bound) != len(specs):
-        missing = [name for name in specs if name not in bound]
-        raise _invalid(
-            f"expected {len(specs)} inputs but got {len(bound)} inputs for model '{model}'. "
-            f"Got input(s) {_names(bound)}, but missing required input(s) {_names(missing)}. "
-            "Please provide all required input(s).",
-            "MISSING_INPUT",
-        )
+        needed = specs.keys() if required is None else required
+        missing = [name for name in specs if name in needed and name not in bound]
+        if missing:
+            raise _missing(bound, missing, len(needed), len(specs), model)
     return bound
+
+
+def rows_of(inputs: Mapping[str, Array], max_batch: int, model: str) -> int:
+    """Size of the batch dimension; 1 for a model that has none.
+
+    Args:
+        inputs: as `bind` gives them.
+        max_batch: most rows; 0 = the model takes no batches.
+        model: its name, for messages.
+
+    Raises:
+        Invalid: the inputs have different sizes, or one that the model does not take.
+    """
+    if not max_batch:
+        return 1
+    rows = -1
+    for name, array in inputs.items():
+        size = array.shape[0] if array.ndim else 0
+        if rows >= 0 and size != rows:
+            raise _invalid(f"input '{name}' batch size does not match other inputs for '{model}'", "WRONG_BATCH")
+        rows = size
+    if rows < 0:
+        return 1
+    if rows > max_batch:
+        raise _invalid(f"inference request batch-size must be <= {max_batch} for '{model}'", "WRONG_BATCH")
+    if rows == 0:
+        raise _invalid(f"inference request batch-size must be >= 1 for '{model}'", "WRONG_BATCH")
+    return rows
 
 
 def wanted(outputs: Sequence[str], signature: Signature, model: str) -> Sequence[str]:
@@ -105,6 +148,9 @@ def _array(tensor: InputTensor, spec: TensorSpec, model: str) -> Array:
     data = tensor.data
     if isinstance(data, bytes):
         return _from_raw(data, count, tensor, spec, model)
+    if not isinstance(data, np.ndarray):
+        _check_raw(len(data), count, spec, model)
+        return _from_raw(data.read(), count, tensor, spec, model)
     if len(data) != count:
         if spec.datatype is DataType.BYTES:
             raise _elements(len(data), count, spec)
@@ -114,16 +160,21 @@ def _array(tensor: InputTensor, spec: TensorSpec, model: str) -> Array:
 
 def _from_raw(data: bytes, count: int, tensor: InputTensor, spec: TensorSpec, model: str) -> Array:
     kind = spec.datatype
+    _check_raw(len(data), count, spec, model)
     if kind is DataType.BYTES:
-        if len(data) < 4 * count:
-            raise _elements(len(data) // 4, count, spec)
         return codec.decode(kind, tensor.shape, data, f"inputs['{spec.name}']")
-    if len(data) != count * kind.size:
-        raise _size(len(data), count, spec, model)
     if kind is DataType.BOOL:  # any other byte than 0 and 1 would be neither true nor false to a kernel
         truth: Array = np.frombuffer(data, np.uint8) != 0
         return truth.reshape(tuple(tensor.shape))
     return codec.decode(kind, tensor.shape, data)
+
+
+def _check_raw(size: int, count: int, spec: TensorSpec, model: str) -> None:
+    if spec.datatype is DataType.BYTES:
+        if size < 4 * count:
+            raise _elements(size // 4, count, spec)
+    elif size != count * spec.datatype.size:
+        raise _size(size, count, spec, model)
 
 
 def _narrowed(data: Array, spec: TensorSpec) -> Array:
@@ -140,6 +191,19 @@ def _narrowed(data: Array, spec: TensorSpec) -> Array:
                 "OUT_OF_RANGE_ELEMENT",
             )
     return data.astype(wanted)
+
+
+def _missing(bound: Mapping[str, Array], missing: list[str], needed: int, known: int, model: str) -> Invalid:
+    if needed == known:
+        wanted = f"expected {known} inputs"
+    else:
+        wanted = f"expected number of inputs between {needed} and {known}"
+    return _invalid(
+        f"{wanted} but got {len(bound)} inputs for model '{model}'. "
+        f"Got input(s) {_names(bound)}, but missing required input(s) {_names(missing)}. "
+        "Please provide all required input(s).",
+        "MISSING_INPUT",
+    )
 
 
 def _size(got: int, count: int, spec: TensorSpec, model: str) -> Invalid:
@@ -166,7 +230,7 @@ def shown(text: str) -> str:
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
-def _names(names: Sequence[str] | dict[str, Array]) -> str:
+def _names(names: Collection[str]) -> str:
     return "[" + ",".join(f"'{name}'" for name in names) + "]"
 
 

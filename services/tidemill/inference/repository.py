@@ -47,10 +47,12 @@ class Model:
         versions: by number.
         aliases: the number that each alias serves: the version that it points at, or, until that one is READY, the
             version that it pointed at before.
+        problem: why it has no versions, or why those that it has are not the newest; "" when there is nothing to say.
     """
 
     versions: Mapping[int, Status] = field(default_factory=dict)
     aliases: Mapping[str, int] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def ready(self) -> list[int]:
@@ -114,14 +116,38 @@ class Repository:
         model, loaded = self._find(name, version)
         return loaded, model.ready
 
+    def known(self, name: str) -> bool:
+        """Whether there is such a model, READY or not."""
+        return name in self._models
+
+    def loaded(self, name: str = "", version: str = "") -> list[Loaded]:
+        """READY versions by model and number: of all models, of one, or the one that serves such a request.
+
+        Raises:
+            NotFound, Invalid, Unavailable: as `acquire`, when a model is named.
+        """
+        if version:
+            return [self._find(name, version)[1]]
+        models = self._models
+        if name:
+            self._find(name, version)
+            models = {name: models[name]}
+        return [
+            status.loaded
+            for _, model in sorted(models.items())
+            for _, status in sorted(model.versions.items())
+            if status.loaded is not None
+        ]
+
     def index(self, only_ready: bool) -> Iterator[Entry]:
         """Models in order of name, each with its versions; one without any has a single line that names none."""
         for name, model in sorted(self._models.items()):
             if not model.versions and not only_ready:
-                yield Entry(name, "", "", "")
+                state = State.UNAVAILABLE.value if model.problem else ""
+                yield Entry(name, "", state, model.problem)
             for number, status in sorted(model.versions.items()):
                 if status.state is State.READY or not only_ready:
-                    yield Entry(name, str(number), status.state.value, status.reason)
+                    yield Entry(name, str(number), status.state.value, status.reason or model.problem)
 
     def _find(self, name: str, version: str) -> tuple[Model, Loaded]:
         model = self._models.get(name)

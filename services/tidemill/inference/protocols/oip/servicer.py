@@ -1,40 +1,46 @@
 """The servicer of the Open Inference Protocol: converts, calls, converts."""
 
-from collections.abc import Callable
+import contextvars
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 import grpc
-from opentelemetry import context as otel
-from opentelemetry import trace
 
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.errors import Unimplemented
-from tidemill.inference.calls import Call
+from tidemill.inference.calls import Receive
+from tidemill.inference.control import ModelControl
 from tidemill.inference.engine import Engine
-from tidemill.inference.inputs import bind, wanted
-from tidemill.inference.protocols.oip import convert
+from tidemill.inference.logsettings import LogSettings
+from tidemill.inference.protocols.oip import control, descriptions, settings, stream
+from tidemill.inference.protocols.oip.regions import SharedMemory
+from tidemill.inference.protocols.oip.requests import Reader
+from tidemill.inference.protocols.oip.responses import Writer
 from tidemill.inference.repository import Repository
+from tidemill.inference.sharedmemory.regions import Regions
+from tidemill.inference.tracing import Tracing
 from tidemill.rpc import deadline
+from tidemill.slots import Slots
+from tidemill.telemetry.propagation import TRACEPARENT
 
-EXTENSIONS = ("binary_tensor_data", "parameters")
-"""What works here of the protocol's optional parts, by the names that existing servers use for them."""
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 Context = grpc.ServicerContext
-
-
-def _unserved(method: str) -> Any:
-    """A handler that refuses."""
-
-    def refuse(self: object, request: object, context: Context) -> NoReturn:
-        raise Unimplemented(
-            f"{method} is not offered by this server; ServerMetadata names the extensions that are",
-            reason="METHOD_UNSERVED",
-            metadata={"method": method},
-        )
-
-    return refuse
+_EXTENSIONS = (
+    "classification",
+    "sequence",
+    "sequence(string_id)",
+    "schedule_policy",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "trace",
+    "logging",
+)
+"""What works of the protocol's optional parts, by the names that existing servers use for them."""
+_CONTROL = ("model_repository", "model_repository(unload_dependents)")
+_STRICT = "triton_grpc_error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +51,61 @@ class Identity:
     release: str
 
 
-class OipServicer(pg.GRPCInferenceServiceServicer):
-    """The protocol's core, and the index of the repository. What else it declares is refused as UNIMPLEMENTED.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What clients may ask for.
 
     Args:
-        ready: whether requests are taken: not any more when the process drains.
+        largest: most bytes of the tensors of a request or an answer.
+        streams: streams at a time: each holds two threads.
+        mirror: whether typed requests get typed answers.
     """
 
-    def __init__(self, repository: Repository, engine: Engine, identity: Identity, ready: Callable[[], bool]) -> None:
+    largest: int = 64 << 20
+    streams: int = 2
+    mirror: bool = False
+
+
+class OipServicer(pg.GRPCInferenceServiceServicer):
+    """The whole protocol.
+
+    Args:
+        repository: of the models.
+        engine: runs calls.
+        identity: who the server says it is.
+        ready: whether requests are taken: not any more when the process drains.
+        tracing: which requests are recorded.
+        logs: what is logged.
+        limits: what clients may ask for.
+        control: loads and unloads models; None where that is not for clients to ask.
+        regions: of shared memory; None where clients share none.
+    """
+
+    def __init__(
+        self,
+        repository: Repository,
+        engine: Engine,
+        identity: Identity,
+        ready: Callable[[], bool],
+        *,
+        tracing: Tracing,
+        logs: LogSettings,
+        limits: Limits,
+        control: ModelControl | None = None,
+        regions: Regions | None = None,
+    ) -> None:
         self._repository = repository
         self._engine = engine
         self._identity = identity
         self._ready = ready
+        self._tracing = tracing
+        self._logs = logs
+        self._limits = limits
+        self._control = control
+        self._memory = SharedMemory(regions)
+        self._reader = Reader(regions, limits.largest)
+        self._writer = Writer(limits.mirror)
+        self._streams = Slots(limits.streams, "streams", "TOO_MANY_STREAMS", retry_after=1)
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         """True: it answers."""
@@ -73,45 +122,163 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
     def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         """Name, release and extensions."""
         identity = self._identity
-        return pb.ServerMetadataResponse(name=identity.name, version=identity.release, extensions=EXTENSIONS)
+        extensions = [*_EXTENSIONS]
+        if self._control is not None:
+            extensions += _CONTROL
+        if self._memory.regions is not None:
+            extensions.append("system_shared_memory")
+        return pb.ServerMetadataResponse(name=identity.name, version=identity.release, extensions=extensions)
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         """The signature of a version that runs."""
         loaded, versions = self._repository.describe(request.name, request.version)
-        return convert.to_metadata(loaded, versions)
+        return descriptions.metadata(loaded, versions)
+
+    def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        """How a version runs."""
+        loaded, _ = self._repository.describe(request.name, request.version)
+        return descriptions.configuration(loaded.configuration)
+
+    def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
+        """The books of the versions that run."""
+        return descriptions.statistics(self._repository.loaded(request.name, request.version))
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request."""
-        model = request.model_name
-        with self._repository.acquire(model, request.model_version) as loaded:
-            inputs = bind(convert.from_inputs(request), loaded.signature, model)
-            outputs = wanted(convert.from_outputs(request), loaded.signature, model)
-            span = trace.get_current_span()
-            call = Call(
-                inputs=inputs,
-                outputs=outputs,
-                id=request.id,
-                expires=deadline.expiry(),
-                alive=context.is_active,
-                trace=otel.get_current() if span.is_recording() else None,
+        with self._repository.acquire(request.model_name, request.model_version) as loaded:
+            if loaded.configuration.decoupled:
+                raise Unimplemented(
+                    "ModelInfer RPC doesn't support models with decoupled transaction policy", reason="DECOUPLED"
+                )
+            call, form = self._reader.call(
+                request, loaded.configuration, expires=deadline.expiry(), alive=context.is_active
             )
-            answer = self._engine.infer(loaded, call)
-            return convert.to_response(request, loaded, answer)
+            recorded = self._tracing.begin(loaded.version.model, lambda: _header(context, TRACEPARENT))
+            failed: Exception | None = None
+            try:
+                if recorded is not None:
+                    call.trace = recorded.context
+                    recorded.describe(call)
+                answer = self._engine.infer(loaded, call)
+                return self._writer.response(loaded, form, answer)
+            except Exception as error:
+                failed = error
+                raise
+            finally:
+                form.release()
+                if recorded is not None:
+                    recorded.end(failed)
+
+    def ModelStreamInfer(
+        self, request_iterator: Iterator[pb.ModelInferRequest], context: Context
+    ) -> Iterator[pb.ModelStreamInferResponse]:
+        """Run requests as they come, and send answers as they are there."""
+        with self._streams:
+            outbox = stream.Outbox(self._limits.largest)
+            if not context.add_callback(outbox.close):
+                return
+            traceparent = _header(context, TRACEPARENT)
+
+            def dispatch(
+                request: pb.ModelInferRequest, exchange: stream.Exchange, alive: Callable[[], bool], receive: Receive
+            ) -> None:
+                self._hand_on(request, exchange, alive, receive, traceparent)
+
+            yield from stream.answers(
+                request_iterator,
+                outbox,
+                dispatch,
+                self._writer,
+                contextvars.copy_context(),
+                strict=_header(context, _STRICT) == "true",
+            )
+
+    def _hand_on(
+        self,
+        request: pb.ModelInferRequest,
+        exchange: stream.Exchange,
+        alive: Callable[[], bool],
+        receive: Receive,
+        traceparent: str,
+    ) -> None:
+        loaded = self._repository.acquire(request.model_name, request.model_version)
+        exchange.use(loaded)
+        call, exchange.form = self._reader.call(request, loaded.configuration, expires=deadline.expiry(), alive=alive)
+        recorded = exchange.recorded = self._tracing.begin(loaded.version.model, lambda: traceparent)
+        if recorded is not None:
+            call.trace = recorded.context
+            recorded.describe(call)
+        self._engine.stream(loaded, call, receive)
 
     def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         """The known models and what their versions are doing."""
-        return convert.to_index(self._repository.index(request.ready))
+        control.check_repository(request.repository_name)
+        return descriptions.index(self._repository.index(request.ready))
 
-    ModelStreamInfer = _unserved("ModelStreamInfer")
-    ModelConfig = _unserved("ModelConfig")
-    ModelStatistics = _unserved("ModelStatistics")
-    RepositoryModelLoad = _unserved("RepositoryModelLoad")
-    RepositoryModelUnload = _unserved("RepositoryModelUnload")
-    SystemSharedMemoryStatus = _unserved("SystemSharedMemoryStatus")
-    SystemSharedMemoryRegister = _unserved("SystemSharedMemoryRegister")
-    SystemSharedMemoryUnregister = _unserved("SystemSharedMemoryUnregister")
-    CudaSharedMemoryStatus = _unserved("CudaSharedMemoryStatus")
-    CudaSharedMemoryRegister = _unserved("CudaSharedMemoryRegister")
-    CudaSharedMemoryUnregister = _unserved("CudaSharedMemoryUnregister")
-    TraceSetting = _unserved("TraceSetting")
-    LogSettings = _unserved("LogSettings")
+    def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
+        """Load a model, or load it anew."""
+        return control.load(self._control, request)
+
+    def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Unload a model."""
+        return control.unload(self._control, request)
+
+    def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, context: Context
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        """The registered regions."""
+        return self._memory.system_status(request.name)
+
+    def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        """Register a region."""
+        self._memory.register_system(request)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        """Let go of a region, or of all."""
+        self._memory.unregister("system", request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def CudaSharedMemoryStatus(
+        self, request: pb.CudaSharedMemoryStatusRequest, context: Context
+    ) -> pb.CudaSharedMemoryStatusResponse:
+        """The registered regions of GPUs."""
+        return self._memory.cuda_status(request.name)
+
+    def CudaSharedMemoryRegister(
+        self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
+    ) -> pb.CudaSharedMemoryRegisterResponse:
+        """Register a region of a GPU."""
+        self._memory.register_cuda(request)
+        return pb.CudaSharedMemoryRegisterResponse()
+
+    def CudaSharedMemoryUnregister(
+        self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
+    ) -> pb.CudaSharedMemoryUnregisterResponse:
+        """Let go of a region of a GPU, or of all."""
+        self._memory.unregister("cuda", request.name)
+        return pb.CudaSharedMemoryUnregisterResponse()
+
+    def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
+        """Change trace settings, and tell those in force."""
+        return settings.trace(self._tracing, self._repository, request)
+
+    def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
+        """Change log settings, and tell those in force."""
+        return settings.log(self._logs, request)
+
+
+def _header(context: Context, name: str) -> str:
+    """A text of the call's metadata; "" when it has none of this name."""
+    for key, value in context.invocation_metadata() or ():
+        if key == name and isinstance(value, str):
+            return value
+    return ""

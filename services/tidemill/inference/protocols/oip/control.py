@@ -1,0 +1,82 @@
+"""Loading and unloading by request."""
+
+from tidemill import names
+from tidemill.api.compat.inference import service_pb2 as pb
+from tidemill.errors import Invalid, Unavailable, Unimplemented
+from tidemill.inference.control import ModelControl
+from tidemill.inference.inputs import shown
+
+_CONFIG = "config"
+_FILE = "file:"
+_DEPENDENTS = "unload_dependents"
+_MAX_PARAMETERS = 1024
+
+
+def load(control: ModelControl | None, request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
+    """Load a model.
+
+    Raises:
+        TidemillError: see `ModelControl.load`.
+    """
+    found = _checked(control, request)
+    config = ""
+    files: dict[str, bytes] = {}
+    for name, parameter in request.parameters.items():
+        arm = parameter.WhichOneof("parameter_choice")
+        if name == _CONFIG:
+            if arm != "string_param":
+                raise _wrong(name, "string")
+            config = parameter.string_param
+        elif name.startswith(_FILE):
+            if arm != "bytes_param":
+                raise _wrong(name, "bytes")
+            files[name.removeprefix(_FILE)] = parameter.bytes_param
+        else:
+            raise Invalid(f"unrecognized load parameter '{shown(name)}'", reason="UNKNOWN_PARAMETER")
+    found.load(request.model_name, config, files)
+    return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
+
+
+def unload(control: ModelControl | None, request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
+    """Unload a model.
+
+    Raises:
+        TidemillError: see `ModelControl.unload`.
+    """
+    found = _checked(control, request)
+    dependents = False
+    for name, parameter in request.parameters.items():
+        if name != _DEPENDENTS:
+            raise Invalid(f"unrecognized unload parameter '{shown(name)}'", reason="UNKNOWN_PARAMETER")
+        if parameter.WhichOneof("parameter_choice") != "bool_param":
+            raise _wrong(name, "bool")
+        dependents = parameter.bool_param
+    found.unload(request.model_name, dependents)
+    return pb.RepositoryModelUnloadResponse()
+
+
+def check_repository(name: str) -> None:
+    """Return when no repository is named: there is one alone. Raises Unimplemented."""
+    if name:
+        raise Unimplemented("'repository_name' specification is not supported", reason="REPOSITORY_NAMED")
+
+
+def _checked(
+    control: ModelControl | None, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
+) -> ModelControl:
+    check_repository(request.repository_name)
+    if control is None:
+        raise Unavailable(
+            "explicit model load / unload is not allowed: the registry's aliases say what is served",
+            reason="CONTROL_NOT_EXPLICIT",
+        )
+    names.check(request.model_name, "model_name")
+    if len(request.parameters) > _MAX_PARAMETERS:
+        raise Invalid(f"at most {_MAX_PARAMETERS} parameters at a time", reason="TOO_MANY_PARAMETERS")
+    return control
+
+
+def _wrong(name: str, wanted: str) -> Invalid:
+    return Invalid(
+        f"invalid value type for parameter '{shown(name)}', expected a {wanted} parameter", reason="WRONG_PARAMETER"
+    )
