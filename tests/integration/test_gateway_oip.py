@@ -1,12 +1,15 @@
 """The Open Inference Protocol over a scripted inference service: what each route asks there, and what comes back."""
 
 import base64
+import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import pytest_asyncio
 
@@ -317,3 +320,123 @@ async def test_other_verbs_are_405(world: World) -> None:
         assert (answer.status_code, set(answer.json())) == (405, {"error"}), path
         assert verb in answer.headers["allow"]
     assert (await world.http.get("/v2/models/m/infer")).status_code == 405
+
+
+RAW = np.arange(4, dtype="<f4").tobytes()
+X = {"name": "x", "datatype": "FP32", "shape": [2, 2]}
+
+
+def answer(*outputs: tuple[str, dict[str, Any], bytes | None]) -> pb.ModelInferResponse:
+    """An answer with such outputs of type FP32 and shape [2, 2]: name, parameters, raw elements."""
+    made: Any = pb.ModelInferResponse(model_name="m", model_version="1", id="7")
+    for name, parameters, raw in outputs:
+        output = made.outputs.add(name=name, datatype="FP32", shape=[2, 2])
+        for key, value in parameters.items():
+            kind = "string_param" if isinstance(value, str) else "int64_param"
+            setattr(output.parameters[key], kind, value)
+        if raw is not None:
+            made.raw_output_contents.append(raw)
+    found: pb.ModelInferResponse = made
+    return found
+
+
+def binary(document: Any, tail: bytes) -> dict[str, Any]:
+    """The arguments of a request with binary data."""
+    head = json.dumps(document).encode()
+    return {"content": head + tail, "headers": {"Inference-Header-Content-Length": str(len(head))}}
+
+
+async def test_infer_passes_everything_on(world: World) -> None:
+    world.inference.answers = {"ModelInfer": answer(("y", {}, RAW))}
+    document = {
+        "id": "7",
+        "parameters": {
+            "sequence_id": "s", "sequence_start": True, "sequence_end": False, "priority": 1, "timeout": 5000,
+            "headers": {"a": "b"}, "own": 0.5, "none": None,
+        },
+        "inputs": [
+            {**X, "parameters": {"binary_data_size": 16, "content": "text"}},
+            {**X, "name": "z", "data": [1] * 4},
+        ],
+        "outputs": [{"name": "y", "parameters": {"classification": 2, "binary_data": False}}],
+    }  # fmt: skip
+    got = await world.http.post("/v2/models/m/versions/3/infer", **binary(document, RAW))
+    assert got.json() == {
+        "model_name": "m",
+        "model_version": "1",
+        "id": "7",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [2, 2], "data": [0.0, 1.0, 2.0, 3.0]}],
+    }
+    sent = world.last
+    assert (sent.model_name, sent.model_version, sent.id) == ("m", "3", "7")
+    assert {name: p.WhichOneof("parameter_choice") for name, p in sent.parameters.items()} == {
+        "sequence_id": "string_param", "sequence_start": "bool_param", "sequence_end": "bool_param",
+        "priority": "uint64_param", "timeout": "int64_param", "own": "double_param",
+    }  # fmt: skip
+    assert list(sent.raw_input_contents) == [RAW, np.ones(4, "<f4").tobytes()]
+    assert dict(sent.inputs[0].parameters) == {"content": pb.InferParameter(string_param="text")}
+    assert dict(sent.outputs[0].parameters) == {"classification": pb.InferParameter(int64_param=2)}
+
+
+async def test_sequences_may_have_numbers(world: World) -> None:
+    world.inference.answers = {"ModelInfer": answer()}
+    for number, sent in (
+        (7, pb.InferParameter(int64_param=7)),
+        (2**64 - 1, pb.InferParameter(uint64_param=2**64 - 1)),
+    ):
+        await world.post("/v2/models/m/infer", {"parameters": {"sequence_id": number}, "inputs": None, "outputs": None})
+        assert world.last.parameters["sequence_id"] == sent
+
+
+@pytest.mark.parametrize("entry", [b"", None], ids=["an empty entry", "no entry"])
+async def test_outputs_in_shared_memory_have_no_data(world: World, entry: bytes | None) -> None:
+    shared: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
+    world.inference.answers = {"ModelInfer": answer(("s", shared, entry), ("y", {}, RAW))}
+    inputs: list[Any] = [{**X, "parameters": {**shared, "shared_memory_offset": 8}}, {**X, "name": "z", "data": [0] * 4}]
+    outputs: list[Any] = [{"name": "s", "parameters": {**shared, "binary_data": True}}, {"name": "y"}]
+    found = await world.post("/v2/models/m/infer", {"inputs": inputs, "outputs": outputs})
+    assert found["outputs"] == [
+        {"name": "s", "datatype": "FP32", "shape": [2, 2], "parameters": shared},
+        {"name": "y", "datatype": "FP32", "shape": [2, 2], "data": [0.0, 1.0, 2.0, 3.0]},
+    ]
+    assert len(world.last.raw_input_contents) == 1
+    assert world.last.inputs[0].parameters["shared_memory_offset"].int64_param == 8
+    assert world.last.outputs[0].parameters["shared_memory_region"].string_param == "r"
+
+
+async def test_an_answer_that_is_not_what_it_says_is_a_fault_without_a_word_of_it(world: World) -> None:
+    world.inference.answers = {"ModelInfer": answer(("y", {}, None))}
+    found = await world.post("/v2/models/m/infer", {"inputs": []}, 500)
+    assert found == {"error": "the inference service sent outputs without data"}
+
+
+@pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (zlib.compress, "deflate")])
+async def test_requests_and_answers_may_be_compressed(world: World, pack: Any, name: str) -> None:
+    large = np.zeros(10_000, "<f4").tobytes()
+    made = answer(("y", {}, large))
+    made.outputs[0].shape[:] = [100, 100]
+    world.inference.answers = {"ModelInfer": made}
+    tensor: dict[str, Any] = {**X, "shape": [100, 100], "parameters": {"binary_data_size": len(large)}}
+    request = binary({"inputs": [tensor], "parameters": {"binary_data_output": True}}, large)
+    request["content"] = pack(request["content"])
+    request["headers"] |= {"Content-Encoding": name, "Accept-Encoding": name}
+    got = await world.http.post("/v2/models/m/infer", **request)
+    assert world.last.raw_input_contents == [large]
+    assert got.headers["content-encoding"] == name
+    assert int(got.headers["content-length"]) < len(large) / 10
+    head = int(got.headers["Inference-Header-Content-Length"])
+    assert json.loads(got.content[:head])["outputs"][0]["parameters"] == {"binary_data_size": len(large)}
+    assert got.content[head:] == large
+    request["headers"]["Accept-Encoding"] = "identity"
+    plain = await world.http.post("/v2/models/m/infer", **request)
+    assert "content-encoding" not in plain.headers
+    assert plain.content == got.content
+
+
+async def test_a_bomb_is_refused(world: World) -> None:
+    bomb = gzip.compress(bytes(64 << 20))
+    assert len(bomb) < 1 << 17
+    for path in ("/v2/models/m/infer", "/v2/repository/index"):
+        got = await world.http.post(path, content=bomb, headers={"Content-Encoding": "gzip"})
+        assert (got.status_code, set(got.json())) == (413, {"error"})
+    assert world.inference.requests == []

@@ -76,7 +76,7 @@ def _fronts(config: GatewayConfig, services: Backends, streams: Streams, clock: 
     bodies = Bodies(config.max_body_mib << 20, config.max_buffered_mib << 20)
     metadata = MetadataCache(services.inference, clock)
     found = {
-        "oip": oip.front(services.inference, bodies),
+        "oip": oip.front(services.inference, bodies, metadata),
         "tfs": tfs.front(services.inference, services.registry, bodies, metadata),
     }
     transcoder = Transcoder(services, bodies, streams)

@@ -51,23 +51,26 @@ class Backend:
         self._caller = Caller(address, services, tracer=tracer, timeout=timeout, max_message=max_message)
         self.methods: dict[str, Method] = {}
         self._calls: dict[str, Any] = {}
+        self._plain: dict[str, Any] = {}
         for service in services:
             for method in methods(service):
                 rpc = f"{service.name}.{method.name}"
                 self.methods[rpc] = method
                 self._calls[rpc] = _bind(self._caller.channel, method)
+                if not method.client_streaming and not method.server_streaming:
+                    self._plain[rpc] = self._caller.channel.unary_unary(method.path)
         self._health: Any = health_pb2_grpc.HealthStub(self._caller.channel)
 
-    async def unary(self, rpc: str, request: Message | bytes, *, timeout: float | None = None) -> Any:
-        """The response of the RPC `Service.Method`.
-
-        Args:
-            rpc: which one.
-            request: the message, serialized if need be.
-            timeout: longest time in seconds; the backend's own without it.
-        """
+    async def unary(self, rpc: str, request: Message, *, timeout: float | None = None) -> Any:
+        """The response of the RPC `Service.Method`, within `timeout` seconds (default: the backend's own)."""
         with self._named():
             return await self._caller.unary(self._calls[rpc], request, timeout=timeout)
+
+    async def serialized(self, rpc: str, request: bytes) -> bytes:
+        """The same with serialized messages: for those that are too large to be copied for nothing."""
+        with self._named():
+            answer: bytes = await self._caller.unary(self._plain[rpc], request)
+            return answer
 
     async def stream(self, rpc: str, request: Message) -> AsyncGenerator[Any, None]:
         """The responses of a streaming RPC. Closing the iterator cancels the call."""

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from starlette.requests import ClientDisconnect, Request
 
 from tidemill import errors
+from tidemill.gateway.compression import Inflater, encoding_of
 from tidemill.gateway.problems import Refused
 
 MAX_DEPTH = 32
@@ -36,31 +37,43 @@ class Bodies:
         self._held = 0
 
     @asynccontextmanager
-    async def received(self, request: Request, limit: int | None = None) -> AsyncIterator[bytes]:
-        """The whole body, which counts as held in memory until the block ends.
+    async def received(self, request: Request, limit: int | None = None) -> AsyncIterator[bytearray]:
+        """The whole body, inflated, which counts as held in memory until the block ends.
+
+        A block that has made something else of it lets go of it, and so its memory is free before the block ends.
 
         Raises:
-            Refused: with status 413, when it is larger than `limit` (default: that of all bodies).
+            Refused: with status 413, when it is larger than `limit` (default: that of all bodies), compressed or
+                inflated; with 415, when it is compressed in a way that is not understood.
+            Invalid: it is not compressed as it says.
             Unavailable: other bodies fill the memory there is for them.
             Cancelled: the caller hung up.
         """
         most = self.limit if limit is None else limit
         if int(request.headers.get("content-length", "0")) > most:
             raise _too_large(most)
-        chunks: list[bytes] = []
-        size = 0
+        encoding = encoding_of(request)
+        inflater = Inflater(encoding) if encoding else None
+        held = [bytearray()]  # a list, so that the block has the only reference
+        arrived = size = 0
         try:
             async for chunk in incoming(request):
-                size += len(chunk)
-                self._held += len(chunk)
-                if size > most:
+                arrived += len(chunk)
+                if arrived > most:
                     raise _too_large(most)
-                if self._held > self._buffered:
-                    raise errors.Unavailable("too many large requests at a time", reason="BUSY", retry_after=1)
-                chunks.append(chunk)
-            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()
-            yield body
+                for piece in [chunk] if inflater is None else inflater.feed(chunk):
+                    size += len(piece)
+                    self._held += len(piece)
+                    if size > most:
+                        raise _too_large(most)
+                    if self._held > self._buffered:
+                        raise errors.Unavailable("too many large requests at a time", reason="BUSY", retry_after=1)
+                    held[0] += piece
+                    if inflater is not None:
+                        await asyncio.sleep(0)  # inflating is work: others have their turn
+            if inflater is not None:
+                inflater.end()
+            yield held.pop()
         finally:
             self._held -= size
 
@@ -91,7 +104,7 @@ def _too_large(limit: int) -> Refused:
     return Refused(413, f"the body must not be larger than {limit} bytes", reason="BODY_TOO_LARGE")
 
 
-def parse(text: bytes | memoryview, *, nonfinite: bool = False) -> Any:
+def parse(text: bytes | bytearray | memoryview, *, nonfinite: bool = False) -> Any:
     """The value of a JSON document in UTF-8.
 
     Args:
@@ -118,7 +131,7 @@ def _refuse_constant(token: str) -> NoReturn:
     raise errors.Invalid(f"{token} is not JSON", reason="INVALID_JSON")
 
 
-def check_depth(text: bytes | memoryview) -> None:
+def check_depth(text: bytes | bytearray | memoryview) -> None:
     """Return when `text` can be parsed without deep recursion: in linear time, and without parsing it.
 
     Once strings and all but brackets are gone, each pass that takes away every `[]` takes away exactly one level.
@@ -126,7 +139,7 @@ def check_depth(text: bytes | memoryview) -> None:
     Raises:
         Invalid: with reason INVALID_JSON.
     """
-    data = bytes(text)
+    data = bytes(text) if isinstance(text, memoryview) else text
     opened = data.count(b"[") + data.count(b"{")
     if opened <= MAX_DEPTH:
         return

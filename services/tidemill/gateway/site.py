@@ -35,12 +35,14 @@ class Front:
         table: its routes.
         unknown: (verb, path, verbs that the path has) -> the error of a request without a route.
         render: (error, request id) -> the response.
+        inflates: whether bodies may be compressed.
     """
 
     owns: Callable[[str], bool]
     table: Table
     unknown: Callable[[str, str, Collection[str]], errors.TidemillError]
     render: Callable[[errors.TidemillError, str], Response]
+    inflates: bool = False
 
 
 class Gate:
@@ -116,7 +118,7 @@ class Site:
         return front.render(exchange.fail(error), exchange.request_id)
 
     async def _handle(self, front: Front, request: Request, body: "_Body", exchange: Exchange) -> Response:
-        _check(request)
+        _check(request, inflates=front.inflates)
         self._hosts.check(request)
         path = request.scope["path"]
         found = front.table.find(request.method, path)
@@ -175,7 +177,7 @@ async def _while_wanted(route: Route, request: Request, body: _Body, seconds: fl
             await asyncio.gather(work, return_exceptions=True)
 
 
-def _check(request: Request) -> None:
+def _check(request: Request, *, inflates: bool) -> None:
     """Refuse what no route would take, before anything of it is used."""
     headers, path = request.headers, request.scope["path"]
     size = len(request.scope["raw_path"]) + len(request.scope["query_string"])
@@ -184,7 +186,7 @@ def _check(request: Request) -> None:
         raise Refused(431, text, reason="HEAD_TOO_LARGE")
     if "content-length" in headers and "transfer-encoding" in headers:
         raise Refused(400, "Content-Length and Transfer-Encoding exclude each other", reason="AMBIGUOUS_LENGTH")
-    if headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+    if not inflates and headers.get("content-encoding", "identity").lower() not in ("", "identity"):
         raise Refused(
             415,
             "compressed bodies are not taken",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill import errors
 from tidemill.api.compat.inference import service_pb2 as pb
-from tidemill.gateway.protocols import oip
+from tidemill.gateway.protocols import oip, wire
 from tidemill.tensors import codec
 from tidemill.tensors.dtypes import DataType
 
@@ -20,7 +20,19 @@ X = {"name": "x", "datatype": "FP32", "shape": [2, 2]}
 
 def parse(document: Any, tail: bytes = b"") -> tuple[pb.ModelInferRequest, oip.Binary]:
     text = json.dumps(document).encode()
-    return oip.parse(text + tail, len(text) if tail else None, "m", "3")
+    found = oip.parse(text + tail, len(text) if tail else None, "m", "3")
+    return sent(found), found.binary
+
+
+def sent(infer: oip.Infer) -> pb.ModelInferRequest:
+    """The message that goes to the inference service."""
+    return pb.ModelInferRequest.FromString(wire.serialize(infer.request, infer.tensors))
+
+
+def render(response: pb.ModelInferResponse, binary: oip.Binary) -> tuple[bytes, int | None]:
+    """The body that comes of such a message from the inference service, and where its binary data begin."""
+    parts, head = oip.render(*wire.split(response.SerializeToString()), binary)
+    return b"".join(parts), head
 
 
 def test_the_same_data_flat_nested_or_binary_is_the_same_request() -> None:
@@ -48,7 +60,7 @@ def test_every_type_goes_both_ways(datatype: str, data: list[Any]) -> None:
     request, _ = parse({"inputs": [{"name": "x", "datatype": datatype, "shape": [2], "data": data}]})
     response = pb.ModelInferResponse(model_name="m", raw_output_contents=request.raw_input_contents)
     response.outputs.add(name="y", datatype=datatype, shape=[2])
-    body, head = oip.render(response, oip.Binary({}, False))
+    body, head = render(response, oip.Binary({}, False))
     assert head is None
     assert json.loads(body)["outputs"] == [{"name": "y", "datatype": datatype, "shape": [2], "data": data}]
 
@@ -113,6 +125,11 @@ BAD: dict[str, tuple[Any, bytes]] = {
     "lone surrogate": ({"inputs": [{**X, "datatype": "BYTES", "shape": [1], "data": ["\ud800"]}]}, b""),
     "lone surrogate in a name": ({"inputs": [{**X, "name": "\ud800", "data": [1, 2, 3, 4]}]}, b""),
     "data twice": ({"inputs": [{**X, "data": [1], "parameters": {"binary_data_size": 1}}]}, b"1"),
+    "data and shared memory": ({"inputs": [{**X, "data": [1], "parameters": {"shared_memory_region": "r"}}]}, b""),
+    "binary data and shared memory": (
+        {"inputs": [{**X, "parameters": {"shared_memory_region": "r", "binary_data_size": 1}}]},
+        b"1",
+    ),
     "more binary data than there is": ({"inputs": [{**X, "parameters": {"binary_data_size": 17}}]}, b"1" * 16),
     "negative binary size": ({"inputs": [{**X, "parameters": {"binary_data_size": -1}}]}, b"1"),
     "binary size that is text": ({"inputs": [{**X, "parameters": {"binary_data_size": "1"}}]}, b"1"),
@@ -167,7 +184,7 @@ def metadata(*specs: tuple[str, str, list[int]]) -> pb.ModelMetadataResponse:
 def test_raw_data_takes_the_only_shape_it_can_have(
     datatype: str, shape: list[int], size: int, expected: list[int]
 ) -> None:
-    request = oip.raw_request(b"x" * size, "m", "", metadata(("x", datatype, shape)))
+    request = sent(oip.raw_request(b"x" * size, "m", "", metadata(("x", datatype, shape))))
     assert list(request.inputs[0].shape) == expected
     raw = request.raw_input_contents[0]
     assert raw == (
@@ -204,7 +221,7 @@ def test_binary_outputs_follow_the_json_in_order() -> None:
     response.outputs.add(name="w", datatype="INT32", shape=[2])
     response.raw_output_contents.extend([b"\1\0\0\0", b"bbbbbbbb"])
     response.parameters["note"].string_param = "n"
-    body, head = oip.render(response, oip.Binary({"z": False}, True))
+    body, head = render(response, oip.Binary({"z": False}, True))
     assert head is not None
     found = json.loads(body[:head])
     assert (found["id"], found["parameters"]) == ("7", {"note": "n"})
@@ -230,8 +247,8 @@ def test_binary_outputs_follow_the_json_in_order() -> None:
 )
 def test_what_json_cannot_carry_is_refused_with_advice(response: pb.ModelInferResponse) -> None:
     with pytest.raises(errors.FailedPrecondition, match="binary data"):
-        oip.render(response, oip.Binary({}, False))
-    body, head = oip.render(response, oip.Binary({}, True))
+        render(response, oip.Binary({}, False))
+    body, head = render(response, oip.Binary({}, True))
     assert body[head:] == response.raw_output_contents[0]
 
 
@@ -239,4 +256,4 @@ def test_an_answer_without_data_is_our_fault() -> None:
     response = answer("FP32", [1], b"aaaa")
     del response.raw_output_contents[:]
     with pytest.raises(errors.Internal):
-        oip.render(response, oip.Binary({}, False))
+        render(response, oip.Binary({}, False))

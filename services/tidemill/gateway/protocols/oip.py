@@ -1,6 +1,7 @@
 """Infer requests and responses of the Open Inference Protocol over HTTP: JSON, and tensors as binary data behind it."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from tidemill import errors
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.errors import invalid
 from tidemill.gateway.bodies import parse as parse_json
+from tidemill.gateway.pieces import Buffer
 from tidemill.gateway.protocols import values
 from tidemill.tensors import codec, dtypes, shapes
 from tidemill.tensors.dtypes import DataType
@@ -20,6 +22,8 @@ MAX_PARAMETERS = 256
 _BINARY = "binary_data"
 _BINARY_SIZE = "binary_data_size"
 _BINARY_OUTPUT = "binary_data_output"
+_HEADERS = "headers"
+_REGION = "shared_memory_region"
 _ASK = "ask for it as binary data"
 
 
@@ -40,8 +44,24 @@ class Binary:
         return self.named.get(output, self.others)
 
 
-def parse(body: bytes, head: int | None, model: str, version: str) -> tuple[pb.ModelInferRequest, Binary]:
-    """The message of an infer request, its tensors as raw bytes.
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """An infer request.
+
+    Args:
+        request: the message, without its raw contents.
+        tensors: the raw contents, in the order of the inputs that are not in shared memory; views of the body, if it
+            is binary data.
+        binary: which outputs the caller wants as binary data.
+    """
+
+    request: pb.ModelInferRequest
+    tensors: list[Buffer]
+    binary: Binary
+
+
+def parse(body: Buffer, head: int | None, model: str, version: str) -> Infer:
+    """An infer request.
 
     Args:
         body: the JSON document, followed by the tensors that are sent as binary data.
@@ -60,20 +80,27 @@ def parse(body: bytes, head: int | None, model: str, version: str) -> tuple[pb.M
     request = pb.ModelInferRequest(model_name=model, model_version=version, id=_string(found.get("id"), "id"))
     parameters = dict(_object(found.get("parameters"), "parameters"))
     default = _flag(parameters.pop(_BINARY_OUTPUT, None), _BINARY_OUTPUT)
+    parameters.pop(_HEADERS, None)  # the name is taken for what the server itself would put there
     _set_parameters(request.parameters, parameters, "parameters")
     rest = whole[cut:]
+    tensors: list[Buffer] = []
     for number, item in enumerate(_items(found.get("inputs"), "inputs")):
-        rest = _add_input(request, item, rest, f"inputs[{number}]")
+        tensor, rest = _add_input(request, item, rest, f"inputs[{number}]")
+        if tensor is not None:
+            tensors.append(tensor)
     if len(rest):
         raise invalid("body", f"{len(rest)} bytes are left after the last input's binary data", reason="SIZE_MISMATCH")
     named = {}
     for number, item in enumerate(_items(found.get("outputs"), "outputs")):
         name, binary = _add_output(request, item, f"outputs[{number}]")
         named[name] = default if binary is None else binary
-    return request, Binary(named, default)
+    return Infer(request, tensors, Binary(named, default))
 
 
-def _add_input(request: pb.ModelInferRequest, item: Any, rest: memoryview, field: str) -> memoryview:
+def _add_input(
+    request: pb.ModelInferRequest, item: Any, rest: memoryview, field: str
+) -> tuple[Buffer | None, memoryview]:
+    """Adds one input; its elements, None for one in shared memory, and the binary data of the inputs after it."""
     given = _object(item, field)
     tensor = request.inputs.add(
         name=_string(given.get("name"), f"{field}.name"),
@@ -84,17 +111,16 @@ def _add_input(request: pb.ModelInferRequest, item: Any, rest: memoryview, field
     size = parameters.pop(_BINARY_SIZE, None)
     _set_parameters(tensor.parameters, parameters, f"{field}.parameters")
     data = given.get("data")
+    ways = {"data": data, _BINARY_SIZE: size, _REGION: parameters.get(_REGION)}
+    if sum(value is not None for value in ways.values()) > 1:
+        raise invalid(field, f"may have one of {', '.join(ways)}")
     if size is not None:
-        if data is not None:
-            raise invalid(field, f"has both data and {_BINARY_SIZE}")
         if type(size) is not int or not 0 <= size <= len(rest):
             raise invalid(f"{field}.parameters.{_BINARY_SIZE}", f"must be a number in [0, {len(rest)}]")
-        request.raw_input_contents.append(bytes(rest[:size]))
-        return rest[size:]
-    if "shared_memory_region" in parameters:
-        return rest
-    request.raw_input_contents.append(_raw(data, tensor, f"{field}.data"))
-    return rest
+        return rest[:size], rest[size:]
+    if ways[_REGION] is not None:
+        return None, rest
+    return _raw(data, tensor, f"{field}.data"), rest
 
 
 def _raw(data: Any, tensor: pb.ModelInferRequest.InferInputTensor, field: str) -> bytes:
@@ -196,7 +222,7 @@ def _shape(value: Any, field: str) -> list[int]:
     return value
 
 
-def raw_request(body: bytes, model: str, version: str, metadata: pb.ModelMetadataResponse) -> pb.ModelInferRequest:
+def raw_request(body: Buffer, model: str, version: str, metadata: pb.ModelMetadataResponse) -> Infer:
     """The request whose whole body is the data of a model's only input, in the one shape that it can have.
 
     Raises:
@@ -208,7 +234,7 @@ def raw_request(body: bytes, model: str, version: str, metadata: pb.ModelMetadat
     dtype = dtypes.parse(spec.datatype)
     shape = list(spec.shape)
     if dtype is DataType.BYTES:
-        body = codec.encode(np.array([body], dtype=object), dtype)
+        body = len(body).to_bytes(4, "little") + bytes(body)
     free = [index for index, dimension in enumerate(shape) if dimension < 0]
     if len(free) > 1:
         raise invalid("body", "raw data needs an input with at most one free dimension")
@@ -220,30 +246,37 @@ def raw_request(body: bytes, model: str, version: str, metadata: pb.ModelMetadat
                 raise invalid("body", f"its size must be a multiple of {one} bytes", reason="SIZE_MISMATCH")
             shape[free[0]] = len(body) // one
     shapes.check_size(dtype, shape, len(body), "body")
-    request = pb.ModelInferRequest(model_name=model, model_version=version, raw_input_contents=[body])
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
     request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
-    return request
+    return Infer(request, [body], Binary({}, True))
 
 
-def render(response: pb.ModelInferResponse, binary: Binary) -> tuple[bytes, int | None]:
-    """The body of a response, and the length of the JSON at its beginning when binary data follows.
+def render(
+    response: pb.ModelInferResponse, tensors: Sequence[memoryview], binary: Binary
+) -> tuple[list[Buffer], int | None]:
+    """The body of a response in parts, and the length of the JSON, which is the first, when binary data follows.
+
+    Args:
+        response: the answer; what it has of raw contents is not looked at.
+        tensors: its raw contents.
+        binary: which outputs the caller wants as binary data.
 
     Raises:
         Internal: the response contradicts itself.
         FailedPrecondition: JSON cannot carry an output.
     """
-    if len(response.raw_output_contents) != len(response.outputs):
-        raise errors.Internal("the inference service sent outputs without data", reason="BAD_RESPONSE")
-    tail: list[bytes] = []
+    tail: list[Buffer] = []
     outputs = []
-    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+    for output, raw in zip(response.outputs, _matched(response, tensors), strict=True):
         made: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
-        parameters = _parameters(output.parameters)
-        if binary.wants(output.name):
+        parameters = parameters_of(output.parameters)
+        if raw is None:
+            pass  # its place is where the caller looks
+        elif binary.wants(output.name):
             parameters[_BINARY_SIZE] = len(raw)
             tail.append(raw)
         else:
-            made["data"] = _data(output, raw)
+            made["data"] = elements(output, raw)
         if parameters:
             made["parameters"] = parameters
         outputs.append(made)
@@ -251,17 +284,33 @@ def render(response: pb.ModelInferResponse, binary: Binary) -> tuple[bytes, int 
     if response.id:
         found["id"] = response.id
     if response.parameters:
-        found["parameters"] = _parameters(response.parameters)
+        found["parameters"] = parameters_of(response.parameters)
     found["outputs"] = outputs
     head = json.dumps(found, separators=(",", ":"), allow_nan=False).encode()
-    return b"".join([head, *tail]), len(head) if tail else None
+    return [head, *tail], len(head) if tail else None
 
 
-def _data(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[Any]:
+def _matched(response: pb.ModelInferResponse, tensors: Sequence[memoryview]) -> list[memoryview | None]:
+    """The elements of each output, None for one in shared memory, for which there may be an entry or not."""
+    shared = [_REGION in output.parameters for output in response.outputs]
+    waiting = list(reversed(tensors))
+    if len(tensors) == len(shared):
+        return [None if elsewhere else tensor for elsewhere, tensor in zip(shared, tensors, strict=True)]
+    if len(tensors) != shared.count(False):
+        raise errors.Internal("the inference service sent outputs without data", reason="BAD_RESPONSE")
+    return [None if elsewhere else waiting.pop() for elsewhere in shared]
+
+
+def elements(output: pb.ModelInferResponse.InferOutputTensor, raw: Buffer) -> list[Any]:
+    """The elements of an output as JSON values, in row-major order.
+
+    Raises:
+        FailedPrecondition: JSON cannot carry them.
+    """
     dtype = dtypes.parse(output.datatype)
     if dtype in values.BINARY_ONLY:
         raise errors.FailedPrecondition(f"{output.name}: JSON has no {dtype.name}: {_ASK}", reason="BINARY_ONLY")
-    array = codec.decode(dtype, output.shape, raw)
+    array = codec.decode(dtype, output.shape, memoryview(raw))
     if dtype is DataType.BYTES:
         return values.strings(array, output.name, _ASK)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -270,10 +319,12 @@ def _data(output: pb.ModelInferResponse.InferOutputTensor, raw: bytes) -> list[A
     return flat
 
 
-def _parameters(given: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+def parameters_of(given: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """Parameters as JSON values; real numbers that JSON does not have are left out."""
     found = {}
     for name, parameter in given.items():
         kind = parameter.WhichOneof("parameter_choice")
-        if kind:
-            found[name] = getattr(parameter, kind)
+        value = getattr(parameter, kind) if kind else None
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
+            found[name] = value
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from tidemill import errors
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.gateway.bodies import parse as parse_json
+from tidemill.gateway.pieces import Buffer
 from tidemill.gateway.protocols import values
 from tidemill.gateway.protocols.tfs_values import explain, has_lists, is_object, shape_of, shape_text, show, typed
 from tidemill.tensors import codec, dtypes, shapes
@@ -27,7 +28,7 @@ class Predict:
     rows: bool
 
 
-def parse(body: bytes) -> Predict:
+def parse(body: Buffer) -> Predict:
     """What a predict request holds.
 
     Raises:
