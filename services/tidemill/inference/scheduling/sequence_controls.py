@@ -82,9 +82,7 @@ class Controls:
                 model, f"has a string correlation ID, but the model's CORRID control is of type {datatype.name}"
             )
         elif correlation > np.iinfo(datatype.numpy).max:
-            raise self._unfit(
-                model, f"has a correlation ID that does not fit into the CORRID control's {datatype.name}"
-            )
+            raise self._unfit(model, f"has a correlation ID too large for its CORRID control, {datatype.name}")
 
     def _unfit(self, model: str, problem: str) -> Invalid:
         return Invalid(f"inference request to model '{model}' {problem}", reason="WRONG_CORRELATION_ID")
