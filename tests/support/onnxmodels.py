@@ -66,17 +66,25 @@ def blowup() -> bytes:
     )
 
 
-def external_tensor(name: str = "factor") -> Any:
-    """A weight that says that it lies in another file."""
-    found = onnx.TensorProto(name=name, data_type=FLOAT, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
-    found.external_data.add(key="location", value="../../etc/passwd")
+def external_tensor(
+    name: str = "factor", location: str = "../../etc/passwd", *, dims: Sequence[int] = (1,), **more: Any
+) -> Any:
+    """A weight that says that it lies in another file; further keyword arguments are what it says of it (`offset`)."""
+    found = onnx.TensorProto(name=name, data_type=FLOAT, dims=dims, data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in {"location": location, **more}.items():
+        found.external_data.add(key=key, value=str(value))
     return found
 
 
-def external(where: str) -> bytes:
-    """A model with external data in an `initializer`, `attribute`, `sparse` tensor, `subgraph`, `function` or list."""
+def external(where: str, outside: Any = None) -> bytes:
+    """y = x + a weight in another file, in an `initializer`, `attribute`, `sparse` tensor, `subgraph`, `loop`, ...
+
+    Args:
+        where: one of `EXTERNAL`.
+        outside: the weight; its name must be "factor".
+    """
     inputs, outputs = [tensor("x", FLOAT, [1])], [tensor("y", FLOAT, [1])]
-    outside = external_tensor()
+    outside = external_tensor() if outside is None else outside
     constant = helper.make_node("Constant", [], ["factor"], value=outside)
     add = helper.make_node("Add", ["x", "factor"], ["y"])
     if where == "initializer":
@@ -87,24 +95,50 @@ def external(where: str) -> bytes:
         node = helper.make_node("Custom", ["x"], ["y"], weights=[outside])
         made = model([node], inputs, outputs)
     elif where == "sparse":
-        made = model([helper.make_node("Identity", ["x"], ["y"])], inputs, outputs)
-        made.graph.sparse_initializer.add(values=outside, dims=[1])
+        made = model([add], inputs, outputs)
+        indices = numpy_helper.from_array(np.array([0]), "indices")
+        made.graph.sparse_initializer.add(values=outside, indices=indices, dims=[1])
     elif where == "subgraph":
-        inner = helper.make_graph(
-            [helper.make_node("Identity", ["factor"], ["z"])], "inner", [], [tensor("z")], [outside]
-        )
-        nodes = [
-            helper.make_node("Constant", [], ["yes"], value=numpy_helper.from_array(np.array(True))),
-            helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner),
-        ]
+        inner = helper.make_graph([helper.make_node("Add", ["x", "factor"], ["z"])], "inner", [], [_z()], [outside])
+        nodes = [_constant("yes", True), helper.make_node("If", ["yes"], ["y"], then_branch=inner, else_branch=inner)]
         made = model(nodes, inputs, outputs)
+    elif where == "loop":
+        made = model(_loop(constant), inputs, outputs)
     else:
         made = model([helper.make_node("Shift", ["x"], ["y"], domain="local")], inputs, outputs)
         made.opset_import.append(helper.make_opsetid("local", 1))
-        body = [constant, helper.make_node("Add", ["x", "factor"], ["y"])]
-        made.functions.append(helper.make_function("local", "Shift", ["x"], ["y"], body, [helper.make_opsetid("", 20)]))
+        made.functions.append(
+            helper.make_function("local", "Shift", ["x"], ["y"], [constant, add], [helper.make_opsetid("", 20)])
+        )
     return bytes(made.SerializeToString())
 
 
-EXTERNAL = ("initializer", "attribute", "tensors", "sparse", "subgraph", "function")
+def _loop(constant: Any) -> list[Any]:
+    """A loop that runs once; `constant` stands in its body."""
+    body = helper.make_graph(
+        [
+            constant,
+            helper.make_node("Add", ["before", "factor"], ["z"]),
+            helper.make_node("Identity", ["again"], ["more"]),
+        ],
+        "body",
+        [tensor("i", TensorProto.INT64, []), tensor("again", TensorProto.BOOL, []), tensor("before", FLOAT, [1])],
+        [tensor("more", TensorProto.BOOL, []), _z()],
+    )
+    return [
+        _constant("once", 1),
+        _constant("yes", True),
+        helper.make_node("Loop", ["once", "yes", "x"], ["y"], body=body),
+    ]
+
+
+def _constant(name: str, value: Any) -> Any:
+    return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array(value)))
+
+
+def _z() -> Any:
+    return tensor("z", FLOAT, [1])
+
+
+EXTERNAL = ("initializer", "attribute", "tensors", "sparse", "subgraph", "loop", "function")
 """Where `external` can put it."""

@@ -10,7 +10,12 @@ from onnx import helper
 from tests.support import onnxmodels
 from tidemill.errors import Invalid
 from tidemill.inference.runtimes import _onnxfile
-from tidemill.inference.runtimes._onnxfile import check_self_contained
+from tidemill.inference.runtimes._onnxfile import gather
+
+
+def check_self_contained(data: bytes) -> None:
+    """Return when the model needs no other file."""
+    assert gather("model.onnx", {"model.onnx": data}).files == {}
 
 
 @pytest.mark.parametrize("where", onnxmodels.EXTERNAL)
@@ -72,3 +77,17 @@ def test_number_of_fields_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [helper.make_node("Identity", ["x"], ["y"]) for _ in range(300)]
     with pytest.raises(Invalid, match="more than 1000 fields"):
         check_self_contained(onnxmodels.model(nodes, [], []).SerializeToString())
+
+
+def test_a_model_that_needs_no_other_file_is_left_as_it_is() -> None:
+    data = onnxmodels.scale(3)
+    assert gather("model.onnx", {"model.onnx": data, "w.bin": b"1234"}).data is data
+
+
+def test_files_are_used_a_bounded_number_of_times() -> None:
+    size = 4000
+    weights = [onnxmodels.external_tensor(f"w{number}", "w.bin", dims=[size // 4]) for number in range(9)]
+    data = onnxmodels.model([], [], [], weights).SerializeToString()
+    with pytest.raises(Invalid, match="more than 4 times"):
+        gather("model.onnx", {"model.onnx": data, "w.bin": bytes(size)})
+    gather("model.onnx", {"model.onnx": data, "w.bin": bytes(size), "more.bin": bytes(2 * size)})

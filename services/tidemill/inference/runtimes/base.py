@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, Protocol, Self, TypeAlias
 
 from tidemill.errors import TidemillError
 from tidemill.inference.calls import Answer, Array, Call, Receive
@@ -15,6 +15,30 @@ from tidemill.inference.statistics import Times
 Provider: TypeAlias = tuple[str, Mapping[str, str]]
 Invoke: TypeAlias = Callable[[str, str, Call, Receive], None]
 """(model, version or "", call, receive): have another model of this server run; see `Scheduler.submit`."""
+
+
+class ModelMetrics(Protocol):
+    """Metrics that models define themselves. Safe to use from any thread."""
+
+    def define(self, owner: object, name: str, description: str, kind: str) -> None:
+        """A family of metrics; `kind` is "counter", "gauge" or "histogram".
+
+        Raises:
+            Invalid: the name is none, or is another kind of metric already.
+            Exhausted: the owner has too many.
+        """
+
+    def series(self, name: str, labels: Mapping[str, str], buckets: Sequence[float]) -> None:
+        """One metric of a family. Raises Invalid, Exhausted."""
+
+    def record(self, name: str, labels: Mapping[str, str], operation: str, value: float) -> None:
+        """Change a metric: "increment" it, "set" it, or have it "observe" a value. Raises Invalid."""
+
+    def value(self, name: str, labels: Mapping[str, str]) -> float:
+        """What a counter or gauge says now. Raises Invalid."""
+
+    def forget(self, owner: object) -> None:
+        """The owner is gone, and with it the families that nobody else has defined."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +56,7 @@ class Settings:
         trusted: whether the files come from the operator, or from our own export: only then may they hold code.
         invoke: has other models run, for models that call models.
         gpus: devices to run on; empty = the CPU.
+        metrics: where metrics of models go that define some.
     """
 
     providers: tuple[Provider, ...] = (("CPUExecutionProvider", {}),)
@@ -42,6 +67,7 @@ class Settings:
     trusted: bool = False
     invoke: Invoke | None = None
     gpus: tuple[int, ...] = ()
+    metrics: ModelMetrics | None = None
 
 
 class Runtime(ABC):
@@ -71,10 +97,29 @@ class Runtime(ABC):
             Invalid: they are not a model that this runtime can run, now or ever.
         """
 
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Return when models of this kind can run with these settings of the server, as far as settings tell.
+
+        Raises:
+            Invalid: not one can.
+        """
+        return
+
     @property
     @abstractmethod
     def signature(self) -> Signature:
         """What the model takes and gives, as the file says."""
+
+    @property
+    def completed(self) -> Configuration | None:
+        """The configuration as the model itself completes it; None when it tells no more than its signature."""
+        return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether calls would be taken now."""
+        return True
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -1,6 +1,8 @@
 """ONNX models in ONNX Runtime."""
 
 import ctypes
+import itertools
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -10,8 +12,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from tidemill.errors import Internal, Invalid
 from tidemill.inference.calls import Array
-from tidemill.inference.runtimes._onnxfile import check_self_contained
-from tidemill.inference.runtimes.base import Runtime, Settings
+from tidemill.inference.runtimes import _onnxproviders as providers
+from tidemill.inference.runtimes._onnxfile import Whole, gather
+from tidemill.inference.runtimes.base import Provider, Runtime, Settings
 from tidemill.inference.signatures import FREE, Signature, TensorSpec
 from tidemill.tensors import codec
 from tidemill.tensors.dtypes import DataType
@@ -38,59 +41,67 @@ _ERRORS: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
 )
+_WEIGHTS = frozenset({"", ".data", ".onnx_data", ".bin", ".raw", ".weight", ".weights", ".bias"})
+"""Endings of files of weights: exporters write one for all, or one for each tensor with the tensor's name."""
 _BFLOAT16 = 16
 _SILENT = 4
 
 
 class OnnxRuntime(Runtime):
-    """One ONNX model. It must hold its own weights, and use operators that ONNX Runtime brings along.
+    """One ONNX model. Its weights lie in it or in files beside it, and its operators are those of ONNX Runtime.
 
-    Strings are UTF-8 in ONNX Runtime: BYTES inputs must be.
+    Strings are UTF-8 in ONNX Runtime: BYTES inputs must be. On several GPUs there is one session for each, and runs
+    take turns on them.
     """
 
     platform = "onnxruntime_onnx"
 
-    def __init__(self, session: "onnxruntime.InferenceSession") -> None:
-        self._session = session
-        self._signature = Signature(_specs(session.get_inputs()), _specs(session.get_outputs()))
+    def __init__(self, sessions: "Sequence[onnxruntime.InferenceSession]") -> None:
+        self._session = sessions[0]
+        self._others = tuple(sessions[1:])
+        self._turn = itertools.cycle(sessions)
+        self._signature = Signature(_specs(self._session.get_inputs()), _specs(self._session.get_outputs()))
         every = (*self._signature.inputs, *self._signature.outputs)
         self._narrow = any(spec.datatype is DataType.BF16 for spec in every)
         self._texts = frozenset(spec.name for spec in self._signature.inputs if spec.datatype is DataType.BYTES)
 
     @classmethod
     def select(cls, paths: Sequence[str]) -> tuple[str, ...]:
-        """`model.onnx`, or else the only file with that ending.
+        """`model.onnx`, or else the only file with that ending; and files beside or below it that may hold its weights.
 
         Raises:
-            Invalid: there is none, or more than one.
+            Invalid: there is no model, or more than one.
         """
-        found = [path for path in paths if path.endswith(".onnx")]
-        if "model.onnx" in found:
-            return ("model.onnx",)
-        if len(found) != 1:
-            raise Invalid(
-                f"an onnx artifact needs model.onnx or exactly one .onnx file, not {len(found)}", reason="MODEL_REFUSED"
-            )
-        return tuple(found)
+        model = _model_of(paths)
+        return (model, *(path for path in paths if path != model and _may_hold_weights(path, model)))
 
     @classmethod
     def load(cls, files: Mapping[str, bytes], settings: Settings) -> Self:
-        """The model in the one file.
+        """The model in these files.
 
         Raises:
             Invalid: it is broken, keeps weights elsewhere, needs operators that are not there, or has inputs or
-                outputs that are no tensors.
+                outputs that are no tensors; or an execution provider is unknown.
         """
-        (data,) = files.values()
-        check_self_contained(data)
-        known = onnxruntime.get_available_providers()
-        if missing := [name for name, _ in settings.providers if name not in known]:
-            raise Invalid(f"no execution provider {missing[0]!r}; known are {', '.join(known)}", reason="NO_PROVIDER")
+        whole = gather(_model_of(list(files)), files)
+        wanted = providers.wanted(settings, onnxruntime.get_available_providers())
         try:
-            providers = [(name, dict(options)) for name, options in settings.providers]
-            return cls(onnxruntime.InferenceSession(data, _options(settings), providers=providers))
+            first, *others = settings.gpus or (None,)
+            sessions = [_session(whole, settings, providers.on(first, wanted))]
+            if not providers.is_gpu(sessions[0].get_providers()[0]):
+                others = []  # fallen back to the CPU, where one session is as good as several
+            return cls([*sessions, *(_session(whole, settings, providers.on(gpu, wanted)) for gpu in others)])
         except _ERRORS as error:
             raise Invalid(f"ONNX Runtime refuses the model: {_first_line(error)}", reason="MODEL_REFUSED") from error
+
+    @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Return when every execution provider of the server's is one that this build of ONNX Runtime has.
+
+        Raises:
+            Invalid: one is unknown.
+        """
+        providers.wanted(settings, onnxruntime.get_available_providers())
 
     @property
     def signature(self) -> Signature:
@@ -99,8 +110,8 @@ class OnnxRuntime(Runtime):
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The execution providers that the session got, which may be fewer than were asked for."""
-        return tuple(self._session.get_providers())
+        """The execution providers that each session got, which may be fewer than were asked for."""
+        return tuple(name for session in (self._session, *self._others) for name in session.get_providers())
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """The named outputs, in this order.
@@ -109,31 +120,64 @@ class OnnxRuntime(Runtime):
             Invalid: BYTES that are not UTF-8, or shapes that do not fit each other.
             Internal: an operator failed.
         """
+        session = next(self._turn) if self._others else self._session
         feeds = {name: _decoded(name, array) for name, array in inputs.items()} if self._texts else inputs
         try:
             if self._narrow:
-                return self._run_values(feeds, outputs)
-            found: list[Array] = self._session.run(outputs, feeds)
+                return self._run_values(session, feeds, outputs)
+            found: list[Array] = session.run(outputs, feeds)
         except _state.InvalidArgument as error:
             raise Invalid(f"the model refuses the inputs: {_first_line(error)}", reason="INPUTS_REFUSED") from error
         except _ERRORS as error:
             raise Internal("the model failed on these inputs", reason="EXECUTION_FAILED") from error
         return found
 
-    def _run_values(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
+    def _run_values(
+        self, session: "onnxruntime.InferenceSession", inputs: Mapping[str, Array], outputs: Sequence[str]
+    ) -> list[Array]:
         """`run` for models with bfloat16, which numpy does not know."""
         specs = self._signature.input
         values = {name: _to_value(array, specs[name].datatype) for name, array in inputs.items()}
-        return [_from_value(value) for value in self._session.run_with_ort_values(outputs, values)]
+        return [_from_value(value) for value in session.run_with_ort_values(outputs, values)]
 
     def close(self) -> None:
-        """Free the session."""
-        del self._session
+        """Free the sessions."""
+        del self._session, self._others, self._turn
+
+
+def _model_of(paths: Sequence[str]) -> str:
+    """The model's file. Raises Invalid."""
+    found = [path for path in paths if path.endswith(".onnx")]
+    if "model.onnx" in found:
+        return "model.onnx"
+    if len(found) != 1:
+        raise Invalid(
+            f"an onnx artifact needs model.onnx or exactly one .onnx file, not {len(found)}", reason="MODEL_REFUSED"
+        )
+    return found[0]
+
+
+def _may_hold_weights(path: str, model: str) -> bool:
+    """Whether exporters give files of weights such a name. Which of them the model uses, stands in the model."""
+    folder = posixpath.dirname(model)
+    if folder and not path.startswith(f"{folder}/"):
+        return False
+    name, ending = posixpath.basename(path), posixpath.splitext(path)[1]
+    return name.startswith(posixpath.basename(model)) or ending in _WEIGHTS
+
+
+def _session(whole: Whole, settings: Settings, chosen: Sequence[Provider]) -> "onnxruntime.InferenceSession":
+    options = _options(settings)
+    if whole.files:
+        names, contents = list(whole.files), list(whole.files.values())
+        options.add_external_initializers_from_files_in_memory(names, contents, list(map(len, contents)))
+    return onnxruntime.InferenceSession(whole.data, options, providers=[(name, dict(own)) for name, own in chosen])
 
 
 def _options(settings: Settings) -> "onnxruntime.SessionOptions":
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
+    own = settings.configuration.threads if settings.configuration is not None else 0
+    options.intra_op_num_threads = own or settings.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SILENT  # every error is raised as well
     # Otherwise bytes in ONNX Runtime's own format would be taken too, and those are not checked here.

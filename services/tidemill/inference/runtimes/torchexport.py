@@ -29,7 +29,7 @@ class TorchexportRuntime(TorchRuntime):
     number (`INPUT__0`) or in the same order.
     """
 
-    platform = "torch_export"
+    platform = "torch_aoti"
 
     def __init__(self, programs: Sequence["_Program"], signature: Signature, options: Options) -> None:
         super().__init__(signature, options, [tensor for program in programs for tensor in program.state])
