@@ -10,8 +10,10 @@ from tidemill.inference.desired import Version
 from tidemill.inference.executor import Executor
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.metrics import Metrics
+from tidemill.inference.responses import ResponseCache
 from tidemill.inference.runtimes.base import Runtime
 from tidemill.inference.scheduling.base import Scheduler
+from tidemill.inference.scheduling.cached import CachedScheduler
 from tidemill.inference.scheduling.direct import DirectScheduler
 from tidemill.inference.signatures import Signature, TensorSpec
 from tidemill.inference.statistics import Statistics
@@ -27,12 +29,20 @@ class Assembler:
         tracer: makes the spans of runs.
         metrics: makes the series of versions.
         choices: schedulers, asked in order; calls for a version that none takes run at once.
+        responses: keeps answers of versions that are configured so; None = nothing is kept.
     """
 
-    def __init__(self, tracer: trace.Tracer, metrics: Metrics, choices: tuple[Choice, ...] = ()) -> None:
+    def __init__(
+        self,
+        tracer: trace.Tracer,
+        metrics: Metrics,
+        choices: tuple[Choice, ...] = (),
+        responses: ResponseCache | None = None,
+    ) -> None:
         self._tracer = tracer
         self._metrics = metrics
         self._choices = choices
+        self._responses = responses
 
     def forget(self, loaded: Loaded) -> None:
         """End the metrics of a version that is gone."""
@@ -42,18 +52,23 @@ class Assembler:
         """The version, ready for calls."""
         statistics = Statistics()
         label = str(version.number)
+        series = self._metrics.series(version.model, label)
         executor = Executor(
             runtime,
             version.model,
             label,
             statistics,
-            self._metrics.series(version.model, label),
+            series,
             self._tracer,
             instances=configuration.instances,
             decoupled=configuration.decoupled,
         )
-        scheduler = next(filter(None, (choice(configuration, executor) for choice in self._choices)), None)
-        return Loaded(version, configuration, runtime, scheduler or DirectScheduler(executor), statistics, context)
+        chosen = (choice(configuration, executor) for choice in self._choices)
+        scheduler = next(filter(None, chosen), None) or DirectScheduler(executor)
+        if self._responses is not None and _repeats(configuration):
+            scheduler = CachedScheduler(scheduler, self._responses.section(), statistics, series)
+        series.waiting(lambda: scheduler.pending)
+        return Loaded(version, configuration, runtime, scheduler, statistics, context)
 
 
 def unconfigured(model: str, backend: str, runtime: Runtime) -> Configuration:
@@ -66,6 +81,11 @@ def unconfigured(model: str, backend: str, runtime: Runtime) -> Configuration:
         inputs=tuple(map(_declared, signature.inputs)),
         outputs=tuple(map(_declared, signature.outputs)),
     )
+
+
+def _repeats(configuration: Configuration) -> bool:
+    """Whether equal requests may get the same answer, and do get just one."""
+    return configuration.cache and configuration.sequence is None and not configuration.decoupled
 
 
 def _declared(spec: TensorSpec) -> TensorConfiguration:

@@ -1,15 +1,16 @@
 """The metrics of versions, by the names in `telemetry/attributes.py`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tidemill.telemetry import attributes
 
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _OUTCOMES = ("success", "failure")
+_LOOKUPS = ("hit", "miss")
 _CLOSED = ("full", "preferred", "delay", "idle")
 
 
@@ -51,6 +52,15 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self._length = Gauge(
+            attributes.METRIC_QUEUE_LENGTH, "Requests that wait.", ["model", "version"], registry=registry
+        )
+        self._lookups = Counter(
+            attributes.METRIC_CACHE_LOOKUPS,
+            "Looks into the response cache, by outcome.",
+            ["model", "version", "outcome"],
+            registry=registry,
+        )
 
     def series(self, model: str, version: str) -> "Series":
         """The series of a version. Looked up once: finding one by its labels takes as long as a small model."""
@@ -62,6 +72,8 @@ class Metrics:
             self._sizes.labels(model, version),
             {closed: self._closed.labels(model, version, closed) for closed in _CLOSED},
             self._queued.labels(model, version),
+            self._length.labels(model, version),
+            {outcome: self._lookups.labels(model, version, outcome) for outcome in _LOOKUPS},
         )
 
     def forget(self, model: str, version: str) -> None:
@@ -74,7 +86,9 @@ class Metrics:
             self._inferences.remove(model, version, outcome)
         for closed in _CLOSED:
             self._closed.remove(model, version, closed)
-        for metric in (self._seconds, self._sizes, self._queued):
+        for outcome in _LOOKUPS:
+            self._lookups.remove(model, version, outcome)
+        for metric in (self._seconds, self._sizes, self._queued, self._length):
             metric.remove(model, version)
 
 
@@ -88,6 +102,16 @@ class Series:
     sizes: Histogram
     closed: dict[str, Counter]
     queued: Histogram
+    length: Gauge
+    lookups: dict[str, Counter]
+
+    def waiting(self, pending: Callable[[], int]) -> None:
+        """So many requests wait, whenever somebody asks."""
+        self.length.set_function(pending)
+
+    def lookup(self, hit: bool) -> None:
+        """A look into the response cache."""
+        self.lookups["hit" if hit else "miss"].inc()
 
     def success(self, requests: int, ns: int) -> None:
         """One run of `ns` nanoseconds answered so many requests."""
