@@ -9,10 +9,6 @@ from tidemill.inference.calls import Answer, Array, Call
 class Arrangement(Protocol):
     """Lays out one batch, or any part of it that runs for itself."""
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether a batch that failed may run again in parts: not where the model remembers what it was given."""
-
     def merge(self, calls: Sequence[Call]) -> Mapping[str, Array]:
         """The inputs of these calls as those of one run."""
 

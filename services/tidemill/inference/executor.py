@@ -48,6 +48,8 @@ class Executor:
         self.statistics = statistics
         self.decoupled = decoupled
         self.instances = instances
+        self.repeats = True
+        """Whether a batch that failed may run again in parts: not where the model remembers what it was given."""
         self.model = model
         self.version = version
         self._series = series
@@ -173,13 +175,13 @@ class Executor:
         replies: Sequence[Answer | TidemillError]
         try:
             with self._spans.of(calls, closed):
-                if isinstance(self.runtime, CallRuntime):
+                if arrangement is None and isinstance(self.runtime, CallRuntime):
                     replies, times = self._execute(self.runtime, calls)
                 else:
                     replies, times = self._infer(calls, arrangement)
         except TidemillError as error:
             replies, times = [error] * len(calls), Times()
-        if len(calls) > 1 and _as_a_whole(replies) and (arrangement is None or arrangement.repeatable):
+        if len(calls) > 1 and _as_a_whole(replies) and self.repeats:
             LOG.info("a batch failed: its halves run", extra={"model": self.model, "version": self.version})
             middle = len(calls) // 2
             halves = (calls[:middle], calls[middle:])

@@ -290,3 +290,18 @@ def test_decoupled_answers() -> None:
         assert len(none.replies) == 1
         with pytest.raises(TidemillError, match="must specify the START flag"):
             m.ask(1, 1)
+
+
+class Apart(Talker):
+    """Takes calls, though its model knows nothing but tensors."""
+
+    sees_calls = False
+
+
+def test_models_that_know_tensors_only_have_slots_wherever_they_run() -> None:
+    apart = Apart()
+    with running(apart, SequenceBatching(idle=10, controls=FLAGS[1:2])) as m:
+        for number in (1, 2):
+            assert m.ask(number, number, "s") == number
+    found = [{name: array.tolist() for name, array in call.inputs.items()} for (call,) in apart.seen]
+    assert found == [{"x": [[1]], "READY": [[1]]}, {"x": [[0], [2]], "READY": [[0], [1]]}]

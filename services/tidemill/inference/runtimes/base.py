@@ -147,6 +147,9 @@ class Runtime(ABC):
 class CallRuntime(Runtime):
     """A runtime that takes calls as they came: it sees their ids and parameters, and puts tensors together itself."""
 
+    sees_calls: ClassVar[bool] = True
+    """Whether the model itself is given the calls; else they are put together on their way to it."""
+
     @abstractmethod
     def execute(self, calls: Sequence[Call]) -> tuple[list[Answer | TidemillError], Times | None]:
         """Run calls as one batch; blocks until each has its reply.

@@ -4,10 +4,10 @@ import dataclasses
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tidemill.errors import DeadlineExceeded, Internal, Invalid, TidemillError, Unavailable
-from tidemill.inference.calls import Answer, Array, Call, Receive
+from tidemill.inference.calls import Answer, Call, Receive
 from tidemill.inference.configuration import Configuration
 from tidemill.inference.executor import Executor
 from tidemill.inference.runtimes.base import CallRuntime
@@ -55,6 +55,9 @@ class SequenceScheduler(Scheduler):
             raise ValueError("the model has no sequence batching")
         self._model = configuration.name
         self._executor = executor
+        # Such a model finds its sequences by their ids. It keeps their state itself, so nothing may run twice.
+        self._sees_calls = isinstance(executor.runtime, CallRuntime) and executor.runtime.sees_calls
+        executor.repeats = not self._sees_calls
         self._timing = timing or SystemTiming()
         batched = configuration.max_batch > 0
         self._controls = Controls(sequence.controls, batched=batched)
@@ -164,14 +167,13 @@ class SequenceScheduler(Scheduler):
     def _run(self, instance: Instance, batch: Batch) -> None:
         entries = [(sequence, sequence.running) for sequence in batch.sequences if sequence.running]
         calls = [self._fed(sequence, waiting.call, instance) for sequence, waiting in entries]
-        remembers = isinstance(self._executor.runtime, CallRuntime)
-        if self._executor.decoupled and remembers:
+        if self._executor.decoupled and self._sees_calls:
             for (sequence, waiting), call in zip(entries, calls, strict=True):
                 self._executor.stream(call, _Streamed(self, sequence, waiting))
             return
         replies: Sequence[Answer | TidemillError]
         try:
-            replies = self._executor.run(calls, batch.closed, _ONCE if remembers else batch.arrangement)
+            replies = self._executor.run(calls, batch.closed, None if self._sees_calls else batch.arrangement)
         except Exception:  # the thread serves other callers too, and these must be told
             LOG.exception("a batch of sequences failed", extra={"model": self._model})
             replies = [Internal("the model failed on these inputs", reason="EXECUTION_FAILED")] * len(calls)
@@ -225,23 +227,6 @@ class _Streamed:
         self._waiting.receive(reply, final)
         if final:
             self._scheduler._finish([self._sequence], [reply])
-
-
-class _Once:
-    """The arrangement for models that keep state of their own: they lay out batches, and run nothing twice."""
-
-    repeatable = False
-
-    def merge(self, calls: Sequence[Call]) -> Mapping[str, Array]:
-        """Not asked for."""
-        raise NotImplementedError
-
-    def split(self, calls: Sequence[Call], found: Mapping[str, Array]) -> list[Answer]:
-        """Not asked for."""
-        raise NotImplementedError
-
-
-_ONCE = _Once()
 
 
 def _expired(reply: object) -> bool:

@@ -65,8 +65,6 @@ class Slots:
         self._kept = [0 if sequence is None else sequence.correlation for sequence in slots]
         self._controls = controls
 
-    repeatable = True
-
     def merge(self, calls: Sequence[Call]) -> Mapping[str, Array]:
         """The inputs of all rows."""
         rows = [self._rows[call.correlation] for call in calls]
