@@ -25,7 +25,18 @@ class InferenceConfig(ServerConfig):
         "127.0.0.1:7102",
         env="TIDEMILL_ARTIFACTS_ADDRESS",
     )
-    data: str = setting("directory of the model cache and of what was served last")
+    data: str = setting("directory of the model cache and of what was served last; not used with a repository", "")
+
+    model_repository: str = setting(
+        "directory of models in Triton's layout, to serve in place of what the registry says; none = the registry", ""
+    )
+    model_control: str = setting(
+        "when models of the repository come and go: none (all at the start), poll (as it changes) or explicit "
+        "(by request)",
+        "none",
+    )
+    load_models: tuple[str, ...] = setting("models to load at the start with explicit control; * = all", ())
+    poll_seconds: float = setting("time from one look at the repository to the next", 15.0)
 
     server_name: str = setting("name of the server in the metadata of the Open Inference Protocol", "tidemill")
     default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
@@ -41,6 +52,9 @@ class InferenceConfig(ServerConfig):
     allow_client_shm: bool = setting(
         "let clients on this host name shared memory to read tensors from and write them to", False
     )
+    response_cache_bytes: int = setting(
+        "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 0
+    )
     max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
 
     trace_sample: float = setting(
@@ -55,18 +69,27 @@ class InferenceConfig(ServerConfig):
     intra_op_threads: int = setting("threads inside of one run of a model", 1)
     load_concurrency: int = setting("versions that load at a time", 2)
     max_model_bytes: int = setting("largest model that is loaded", 2 << 30)
+    max_model_memory: int = setting(
+        "most bytes of model files that are loaded together, both versions of a swap counted; 0 = any", 0
+    )
     cache_bytes: int = setting("disk space above which blobs that are not served are removed", 10 << 30)
 
     def __post_init__(self) -> None:
         ServerConfig.__post_init__(self)
-        if not self.data:
+        if not self.data and not self.model_repository:
             raise invalid("data", "must name a directory")
+        if self.model_control not in ("none", "poll", "explicit"):
+            raise invalid("model_control", "must be none, poll or explicit")
+        if not 0.1 <= self.poll_seconds <= 86400:
+            raise invalid("poll_seconds", "must be in [0.1, 86400]")
+        if self.load_models and self.model_control != "explicit":
+            raise invalid("load_models", "is for explicit model control")
         if self.second_port is not None and not 0 <= self.second_port <= 65535:
             raise invalid("second_port", "must be in [0, 65535]")
         for field in ("max_waiting", "max_message_bytes", "intra_op_threads", "load_concurrency", "max_model_bytes"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
-        for field in ("threads", "max_streams", "cache_bytes"):
+        for field in ("threads", "max_streams", "cache_bytes", "response_cache_bytes", "max_model_memory"):
             if getattr(self, field) < 0:
                 raise invalid(field, "must not be negative")
         if self.stream_idle_seconds <= 0:

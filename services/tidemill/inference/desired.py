@@ -15,12 +15,13 @@ from tidemill.tensors.dtypes import DataType
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
-    """One version of a model, as the registry keeps it; it never changes.
+    """One version of a model, as the registry or an operator's repository keeps it.
 
     Args:
         model, number: which.
         format: of the model file: the name of the runtime.
-        artifact: digest of the manifest that lists its files.
+        artifact: digest of the manifest that lists its files; for versions of an operator's repository, of what their
+            files looked like.
         signature: what the registry says that it takes and gives; None when it says nothing.
         traceparent: of the trace that made it; "" when there is none.
         configuration: how it is run; None for versions of the registry, which bring it with their files or have none.
@@ -45,11 +46,18 @@ class Desired:
 
     Args:
         aliases: for each model, its aliases and the number of the version that each points at.
-        versions: the versions that some alias points at, by model and number.
+        versions: the versions that shall be served, by model and number; where models have aliases, those that some
+            alias points at.
+        keeps: whether versions stand in for each other: one that is not wanted any more serves until another one of
+            the same model is READY, and a number with other content until that is. In the registry it is aliases that
+            say so, and a number with other content has nothing to do with the one before.
+        problems: why nothing more can be said of a model, by its name.
     """
 
     aliases: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     versions: Mapping[tuple[str, int], Version] = field(default_factory=dict)
+    keeps: bool = False
+    problems: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, aliases: Mapping[str, Mapping[str, int]], versions: Iterable[Version]) -> "Desired":

@@ -1,26 +1,27 @@
-"""From a version in the registry to one that can run: fetch, verify, load from bytes, warm up."""
+"""From a desired version to one that can run: open, load from bytes, complete its configuration, warm up."""
 
 import logging
 from asyncio import to_thread
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 from opentelemetry import trace
 from prometheus_client import Counter
 
 from tidemill import plugins
-from tidemill.errors import Internal, Invalid
+from tidemill.errors import Exhausted, Invalid
 from tidemill.inference import runtimes
 from tidemill.inference.assembly import Assembler, unconfigured
-from tidemill.inference.cache import BlobCache
+from tidemill.inference.configuration import Configuration
 from tidemill.inference.desired import Desired, Version
 from tidemill.inference.loaded import Loaded
-from tidemill.inference.manifests import File, ManifestCache
-from tidemill.inference.runtimes.base import Runtime, Settings
+from tidemill.inference.modelconfig.complete import complete, tracked
+from tidemill.inference.opened import Opened, Source
+from tidemill.inference.reshaping import reshaped
+from tidemill.inference.runtimes.base import CallRuntime, Runtime, Settings
 from tidemill.inference.signatures import contradiction
-from tidemill.inference.warmup import warm_up
+from tidemill.inference.warmup import run_warmups, warm_up
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
 from tidemill.telemetry.setup import Telemetry
@@ -28,46 +29,36 @@ from tidemill.telemetry.setup import Telemetry
 LOG = logging.getLogger(__name__)
 
 
-class Artifacts(Protocol):
-    """Where models come from."""
-
-    async def files(self, artifact: str) -> tuple[File, ...]:
-        """The files that the artifact with this digest lists. Raises `TidemillError`."""
-
-    def read(self, sha256: str) -> AsyncGenerator[bytes, None]:
-        """The bytes of a blob, in order. Raises `TidemillError`."""
-
-
 class Loader:
-    """Loads and unloads versions. What they need is kept in `directory`, so that its source may be away.
+    """Loads and unloads versions.
 
     Args:
+        source: where they come from.
         settings: of every runtime.
         assembler: makes of a runtime what takes calls.
         largest_model: most bytes that the files of a version may have together.
-        cache_limit: bytes above which blobs that no desired version needs are removed.
+        memory: most bytes that the files of all loaded versions may have together, those of a swap counted twice;
+            0 = any.
     """
 
     def __init__(
         self,
-        artifacts: Artifacts,
-        directory: Path,
+        source: Source,
         settings: Settings,
         assembler: Assembler,
         telemetry: Telemetry,
         *,
         largest_model: int,
-        cache_limit: int,
+        memory: int = 0,
     ) -> None:
-        self._artifacts = artifacts
-        self._blobs = BlobCache(directory / "blobs")
-        self._manifests = ManifestCache(directory / "manifests")
+        self._source = source
         self._settings = settings
         self._assembler = assembler
         self._tracer = telemetry.tracer
         self._largest_model = largest_model
-        self._cache_limit = cache_limit
-        self._touched: set[str] = set()
+        self._memory = memory
+        self._sizes: dict[Loaded, int] = {}
+        self._reserved = 0
         self._loads = Counter(
             attributes.METRIC_MODEL_LOADS, "Attempts to load a version.", ["outcome"], registry=telemetry.registry
         )
@@ -76,10 +67,11 @@ class Loader:
         """A version that has run once.
 
         Raises:
-            Invalid: it is not a model that can run here, or not what the registry says of it.
+            Invalid: it is not a model that can run here, or not what its source says of it.
             DataLoss: what arrived is not what the artifact lists.
-            Unavailable and others: its artifact cannot be had now.
-            OSError: the cache cannot be written.
+            Exhausted: there is no room for it beside what is loaded.
+            Unavailable and others: its files cannot be had now.
+            OSError: they, or the cache, cannot be read or written.
         """
         try:
             with self._tracer.start_as_current_span(
@@ -92,10 +84,7 @@ class Loader:
                 },
                 record_exception=False,
             ) as span:
-                runtime = await self._load(version, span)
-                context = trace.set_span_in_context(span)
-                configuration = version.configuration or unconfigured(version.model, version.format, runtime)
-                loaded = self._assembler.assemble(version, configuration, runtime, context)
+                loaded = await self._load(version, span)
         except BaseException:
             self._loads.labels("failure").inc()
             raise
@@ -111,58 +100,100 @@ class Loader:
             attributes={attributes.MODEL: version.model, attributes.MODEL_VERSION: loaded.label},
         ):
             await to_thread(loaded.close)
+        self._sizes.pop(loaded, None)
         self._assembler.forget(loaded)
 
     async def tidy(self, desired: Desired) -> None:
-        """Remove from the cache what neither `desired` nor a load that has begun since needs, if it holds too much."""
-        self._touched.clear()
-        try:
-            await to_thread(self._tidy, {version.artifact for version in desired.versions.values()})
-        except OSError as error:
-            LOG.warning("the cache cannot be tidied", extra={"error": str(error)})
+        """Have the source forget what nobody needs any more."""
+        await self._source.tidy(desired)
 
-    def _tidy(self, artifacts: set[str]) -> None:
-        blobs = {file.sha256 for artifact in artifacts for file in self._manifests.read(artifact) or ()}
-        self._manifests.prune(lambda name: name in artifacts or name in self._touched)
-        self._blobs.prune(lambda name: name in blobs or name in self._touched, self._cache_limit)
-
-    async def _load(self, version: Version, span: trace.Span) -> Runtime:
-        kind = await to_thread(plugins.load, runtimes, version.format, Runtime)
-        listed = {file.path: file for file in await self._files(version.artifact)}
-        chosen = [listed[path] for path in kind.select(list(listed))]
-        size = sum(file.size for file in chosen)
+    async def _load(self, version: Version, span: trace.Span) -> Loaded:
+        opened = await self._source.open(version)
+        kind = await to_thread(plugins.load, runtimes, opened.runtime, Runtime)
+        chosen = kind.select(list(opened.sizes))
+        size = sum(opened.sizes[path] for path in chosen)
         if size > self._largest_model:
             raise Invalid(f"the model has {size} bytes; at most {self._largest_model} are loaded", reason="TOO_LARGE")
         span.set_attribute(attributes.BYTES, size)
-        data = {file.path: await self._bytes(file) for file in chosen}
-        return await to_thread(self._start, kind, data, version)
+        with self._room(size):
+            data = await opened.read(chosen)
+            runtime, configuration = await to_thread(self._start, kind, data, version, opened)
+            loaded = self._assembler.assemble(version, configuration, runtime, trace.set_span_in_context(span))
+            self._sizes[loaded] = size
+        return loaded
 
-    def _start(self, kind: type[Runtime], data: Mapping[str, bytes], version: Version) -> Runtime:
-        runtime = kind.load(data, self._settings)
+    @contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """Hold room for a version while it loads. Raises Exhausted."""
+        taken = self._reserved + sum(self._sizes.values())
+        if self._memory and taken + size > self._memory:
+            raise Exhausted(
+                f"the model has {size} bytes, and {taken} are loaded or being loaded; "
+                f"all models together may have {self._memory}",
+                reason="NO_MODEL_MEMORY",
+            )
+        self._reserved += size
+        try:
+            yield
+        finally:
+            self._reserved -= size
+
+    def _start(
+        self, kind: type[Runtime], data: Mapping[str, bytes], version: Version, opened: Opened
+    ) -> tuple[Runtime, Configuration]:
+        runtime = kind.load(data, self._settings_for(version, opened))
+        try:
+            configuration = self._configured(version, opened, runtime)
+            runtime = reshaped(runtime, configuration)
+            with self._tracer.start_as_current_span(attributes.SPAN_WARM_UP, record_exception=False):
+                self._warm_up(runtime, configuration, version, opened.trusted)
+        except BaseException:
+            runtime.close()
+            raise
+        return runtime, configuration
+
+    def _warm_up(self, runtime: Runtime, configuration: Configuration, version: Version, trusted: bool) -> None:
+        """Raises Invalid when the model cannot run."""
+        if configuration.warmups:
+            run_warmups(runtime, configuration)
+            return
+        if isinstance(runtime, CallRuntime):  # programs may do anything with zeros
+            return
+        try:
+            problem = warm_up(runtime)
+        except Invalid as error:
+            if not trusted:
+                raise
+            problem = error.message
+        if problem:
+            where = {"model": version.model, "version": version.number}
+            LOG.warning("found no inputs to warm up with", extra={**where, "error": problem})
+
+    def _settings_for(self, version: Version, opened: Opened) -> Settings:
+        found = replace(
+            self._settings,
+            version=str(version.number),
+            configuration=opened.configuration,
+            directory=opened.directory,
+            trusted=opened.trusted,
+        )
+        configuration = opened.configuration
+        if configuration is None:
+            return found
+        return replace(
+            found,
+            providers=configuration.providers or found.providers,
+            threads=configuration.threads or found.threads,
+            gpus=configuration.gpus,
+        )
+
+    def _configured(self, version: Version, opened: Opened, runtime: Runtime) -> Configuration:
+        """How the loaded version runs. Raises Invalid."""
+        if (known := runtime.completed or opened.configuration) is not None:
+            configuration = complete(known, runtime.signature, runtime.platform)
+        else:
+            bare = unconfigured(version.model, version.format, runtime)
+            configuration = replace(bare, tracked=tracked(bare))
         if version.signature is not None and (problem := contradiction(version.signature, runtime.signature)):
             raise Invalid(f"the file is not what the registry declares: {problem}", reason="SIGNATURE_MISMATCH")
-        with self._tracer.start_as_current_span(attributes.SPAN_WARM_UP, record_exception=False):
-            if problem := warm_up(runtime):
-                where = {"model": version.model, "version": version.number}
-                LOG.warning("found no shapes to warm up with", extra={**where, "error": problem})
-        return runtime
-
-    async def _files(self, artifact: str) -> tuple[File, ...]:
-        self._touched.add(artifact)
-        files = await to_thread(self._manifests.read, artifact)
-        if files is None:
-            files = await self._artifacts.files(artifact)
-            await to_thread(self._manifests.write, artifact, files)
-        return files
-
-    async def _bytes(self, file: File) -> bytes:
-        """The bytes of a file, verified: those in the cache, or else those that are fetched into it."""
-        self._touched.add(file.sha256)
-        data = await to_thread(self._blobs.read, file.sha256)
-        if data is None:
-            async with aclosing(self._artifacts.read(file.sha256)) as chunks:
-                await self._blobs.fill(file.sha256, chunks, file.size)
-            data = await to_thread(self._blobs.read, file.sha256)
-        if data is None:
-            raise Internal(f"blob {file.sha256} changed right after it was written", reason="CACHE_DAMAGED")
-        return data
+        return configuration

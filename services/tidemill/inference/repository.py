@@ -130,7 +130,8 @@ class Repository:
             return [self._find(name, version)[1]]
         models = self._models
         if name:
-            self._find(name, version)
+            if name not in models or not models[name].ready:
+                self._find(name, version)
             models = {name: models[name]}
         return [
             status.loaded

@@ -1,0 +1,1 @@
+"""Configurations of models as operators write them (`config.pbtxt`): read, checked, completed and turned into ours."""
