@@ -52,10 +52,12 @@ class Caller:
         with call_context(self._tracer, method) as metadata:
             return await method(request, metadata=metadata, timeout=deadline.timeout(timeout or self._timeout))
 
-    async def stream(self, method: Any, request: Any, *, timeout: float | None = None) -> AsyncGenerator[Any, None]:
-        """One request, many responses. Closing the iterator cancels the call."""
-        with call_context(self._tracer, method) as metadata:
-            call = method(request, metadata=metadata, timeout=deadline.timeout(timeout))
+    async def stream(
+        self, method: Any, request: Any, *, timeout: float | None = None, metadata: Metadata = ()
+    ) -> AsyncGenerator[Any, None]:
+        """One request, or an iterable of them, many responses. Closing the iterator cancels the call."""
+        with call_context(self._tracer, method) as own:
+            call = method(request, metadata=(*own, *metadata), timeout=deadline.timeout(timeout))
             try:
                 async for response in call:
                     yield response

@@ -17,7 +17,7 @@ from tidemill.api.compat.inference import service_pb2
 from tidemill.api.registry.v1 import registry_pb2
 from tidemill.api.training.v1 import training_pb2
 from tidemill.gateway.config import GatewayConfig
-from tidemill.rpc.caller import Caller
+from tidemill.rpc.caller import Caller, Metadata
 from tidemill.rpc.methods import Method, methods
 from tidemill.rpc.options import CONTROL_MESSAGE
 
@@ -57,8 +57,7 @@ class Backend:
                 rpc = f"{service.name}.{method.name}"
                 self.methods[rpc] = method
                 self._calls[rpc] = _bind(self._caller.channel, method)
-                if not method.client_streaming and not method.server_streaming:
-                    self._plain[rpc] = self._caller.channel.unary_unary(method.path)
+                self._plain[rpc] = getattr(self._caller.channel, _kind(method))(method.path)
         self._health: Any = health_pb2_grpc.HealthStub(self._caller.channel)
 
     async def unary(self, rpc: str, request: Message, *, timeout: float | None = None) -> Any:
@@ -76,6 +75,24 @@ class Backend:
         """The responses of a streaming RPC. Closing the iterator cancels the call."""
         with self._named():
             responses = self._caller.stream(self._calls[rpc], request)
+            try:
+                async for response in responses:
+                    yield response
+            finally:
+                await responses.aclose()
+
+    async def converse(
+        self, rpc: str, requests: AsyncIterable[bytes], metadata: Metadata = ()
+    ) -> AsyncGenerator[bytes, None]:
+        """The serialized responses to a stream of serialized requests. Closing the iterator cancels the call.
+
+        Args:
+            rpc: which one.
+            requests: the requests.
+            metadata: headers to send besides those of every call.
+        """
+        with self._named():
+            responses = self._caller.stream(self._plain[rpc], requests, metadata=metadata)
             try:
                 async for response in responses:
                     yield response
@@ -120,12 +137,15 @@ class Backend:
 
 
 def _bind(channel: grpc.aio.Channel, method: Method) -> Any:
-    kind = f"{_arity(method.client_streaming)}_{_arity(method.server_streaming)}"
-    return getattr(channel, kind)(
+    return getattr(channel, _kind(method))(
         method.path,
         request_serializer=method.request.SerializeToString,
         response_deserializer=method.response.FromString,
     )
+
+
+def _kind(method: Method) -> str:
+    return f"{_arity(method.client_streaming)}_{_arity(method.server_streaming)}"
 
 
 def _arity(streaming: bool) -> str:

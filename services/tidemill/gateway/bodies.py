@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -104,19 +104,26 @@ def _too_large(limit: int) -> Refused:
     return Refused(413, f"the body must not be larger than {limit} bytes", reason="BODY_TOO_LARGE")
 
 
-def parse(text: bytes | bytearray | memoryview, *, nonfinite: bool = False) -> Any:
+def parse(
+    text: bytes | bytearray | memoryview,
+    *,
+    nonfinite: bool = False,
+    pairs: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
     """The value of a JSON document in UTF-8.
 
     Args:
         text: the document.
         nonfinite: whether the tokens NaN, Infinity and -Infinity, which are not JSON, are understood.
+        pairs: makes an object of its members; without it the last of those with the same name counts.
 
     Raises:
         Invalid: with reason INVALID_JSON: it is no JSON, or nested too deep, or of too many parts.
     """
     check_depth(text)
     try:
-        return json.loads(str(text, "utf-8"), parse_constant=None if nonfinite else _refuse_constant)
+        constant = None if nonfinite else _refuse_constant
+        return json.loads(str(text, "utf-8"), parse_constant=constant, object_pairs_hook=pairs)
     except UnicodeDecodeError as error:
         raise errors.Invalid("the body is not UTF-8", reason="INVALID_JSON") from error
     except json.JSONDecodeError as error:

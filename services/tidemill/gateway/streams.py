@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -58,6 +58,35 @@ class Streams:
         paced = _paced(items, first, self._stopping)
         body = _lines(paced, exchange) if lines else _events(paced, event, exchange)
         return StreamingResponse(body, headers=_NO_CACHE, media_type=LINES if lines else EVENTS)
+
+
+def plain(
+    exchange: Exchange, items: AsyncGenerator[Item, None], describe: Callable[[TidemillError], str], status: int = 200
+) -> Response:
+    """The items as server-sent events that have data alone, without a last one that says so.
+
+    Args:
+        exchange: the request, which fails with the stream.
+        items: what to send; closed in the end. It is not cut short when the process begins to stop: what cannot be
+            resumed may end in the time there is.
+        describe: the JSON text of an error, which is the last event then.
+        status: HTTP status.
+    """
+    first = asyncio.ensure_future(_next(items))
+    body = _data(_paced(items, first, asyncio.Event()), exchange, describe)
+    return StreamingResponse(body, status, headers=_NO_CACHE, media_type=EVENTS)
+
+
+async def _data(
+    items: AsyncGenerator[Item | None, None], exchange: Exchange, describe: Callable[[TidemillError], str]
+) -> AsyncIterator[bytes]:
+    try:
+        async for item in items:
+            yield b":\n\n" if item is None else f"data: {item[1]}\n\n".encode()
+    except TidemillError as error:
+        yield f"data: {describe(exchange.fail(error))}\n\n".encode()
+    finally:
+        await items.aclose()
 
 
 async def _paced(

@@ -81,7 +81,7 @@ def parse(body: Buffer, head: int | None, model: str, version: str) -> Infer:
     parameters = dict(_object(found.get("parameters"), "parameters"))
     default = _flag(parameters.pop(_BINARY_OUTPUT, None), _BINARY_OUTPUT)
     parameters.pop(_HEADERS, None)  # the name is taken for what the server itself would put there
-    _set_parameters(request.parameters, parameters, "parameters")
+    set_parameters(request.parameters, parameters, "parameters")
     rest = whole[cut:]
     tensors: list[Buffer] = []
     for number, item in enumerate(_items(found.get("inputs"), "inputs")):
@@ -109,7 +109,7 @@ def _add_input(
     )
     parameters = dict(_object(given.get("parameters"), f"{field}.parameters"))
     size = parameters.pop(_BINARY_SIZE, None)
-    _set_parameters(tensor.parameters, parameters, f"{field}.parameters")
+    set_parameters(tensor.parameters, parameters, f"{field}.parameters")
     data = given.get("data")
     ways = {"data": data, _BINARY_SIZE: size, _REGION: parameters.get(_REGION)}
     if sum(value is not None for value in ways.values()) > 1:
@@ -142,11 +142,16 @@ def _add_output(request: pb.ModelInferRequest, item: Any, field: str) -> tuple[s
     output = request.outputs.add(name=_string(given.get("name"), f"{field}.name"))
     parameters = dict(_object(given.get("parameters"), f"{field}.parameters"))
     binary = parameters.pop(_BINARY, None)
-    _set_parameters(output.parameters, parameters, f"{field}.parameters")
+    set_parameters(output.parameters, parameters, f"{field}.parameters")
     return output.name, None if binary is None else _flag(binary, f"{field}.parameters.{_BINARY}")
 
 
-def _set_parameters(target: Any, given: Mapping[str, Any], field: str) -> None:
+def set_parameters(target: Any, given: Mapping[str, Any], field: str) -> None:
+    """Add parameters to a message's; what is null is left out.
+
+    Raises:
+        Invalid: there are too many, or a value is of no type that parameters have.
+    """
     if len(given) > MAX_PARAMETERS:
         raise invalid(field, f"must be at most {MAX_PARAMETERS}")
     for name, value in given.items():
@@ -252,7 +257,7 @@ def raw_request(body: Buffer, model: str, version: str, metadata: pb.ModelMetada
 
 
 def render(
-    response: pb.ModelInferResponse, tensors: Sequence[memoryview], binary: Binary
+    response: pb.ModelInferResponse, tensors: Sequence[Buffer], binary: Binary
 ) -> tuple[list[Buffer], int | None]:
     """The body of a response in parts, and the length of the JSON, which is the first, when binary data follows.
 
@@ -267,7 +272,7 @@ def render(
     """
     tail: list[Buffer] = []
     outputs = []
-    for output, raw in zip(response.outputs, _matched(response, tensors), strict=True):
+    for output, raw in outputs_of(response, tensors):
         made: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = parameters_of(output.parameters)
         if raw is None:
@@ -290,31 +295,41 @@ def render(
     return [head, *tail], len(head) if tail else None
 
 
-def _matched(response: pb.ModelInferResponse, tensors: Sequence[memoryview]) -> list[memoryview | None]:
-    """The elements of each output, None for one in shared memory, for which there may be an entry or not."""
+def outputs_of(
+    response: pb.ModelInferResponse, tensors: Sequence[Buffer]
+) -> list[tuple[pb.ModelInferResponse.InferOutputTensor, Buffer | None]]:
+    """Each output with its elements, or with None when it is in shared memory, where it may have an entry or not.
+
+    Raises:
+        Internal: there are elements too many or too few.
+    """
     shared = [_REGION in output.parameters for output in response.outputs]
-    waiting = list(reversed(tensors))
+    waiting = iter(tensors)
     if len(tensors) == len(shared):
-        return [None if elsewhere else tensor for elsewhere, tensor in zip(shared, tensors, strict=True)]
-    if len(tensors) != shared.count(False):
+        found = [None if elsewhere else tensor for elsewhere, tensor in zip(shared, tensors, strict=True)]
+    elif len(tensors) == shared.count(False):
+        found = [None if elsewhere else next(waiting) for elsewhere in shared]
+    else:
         raise errors.Internal("the inference service sent outputs without data", reason="BAD_RESPONSE")
-    return [None if elsewhere else waiting.pop() for elsewhere in shared]
+    return list(zip(response.outputs, found, strict=True))
 
 
-def elements(output: pb.ModelInferResponse.InferOutputTensor, raw: Buffer) -> list[Any]:
+def elements(output: pb.ModelInferResponse.InferOutputTensor, raw: Buffer, advice: str = _ASK) -> list[Any]:
     """The elements of an output as JSON values, in row-major order.
 
     Raises:
-        FailedPrecondition: JSON cannot carry them.
+        FailedPrecondition: JSON cannot carry them; the message ends with `advice`.
     """
     dtype = dtypes.parse(output.datatype)
     if dtype in values.BINARY_ONLY:
-        raise errors.FailedPrecondition(f"{output.name}: JSON has no {dtype.name}: {_ASK}", reason="BINARY_ONLY")
+        raise errors.FailedPrecondition(f"{output.name}: JSON has no {dtype.name}: {advice}", reason="BINARY_ONLY")
     array = codec.decode(dtype, output.shape, memoryview(raw))
     if dtype is DataType.BYTES:
-        return values.strings(array, output.name, _ASK)
+        return values.strings(array, output.name, advice)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise errors.FailedPrecondition(f"{output.name}: JSON has no NaN and no infinity: {_ASK}", reason="NOT_FINITE")
+        raise errors.FailedPrecondition(
+            f"{output.name}: JSON has no NaN and no infinity: {advice}", reason="NOT_FINITE"
+        )
     flat: list[Any] = array.ravel().tolist()
     return flat
 

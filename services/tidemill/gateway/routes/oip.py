@@ -1,6 +1,5 @@
 """The Open Inference Protocol over HTTP."""
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
@@ -72,5 +71,6 @@ def _unknown(verb: str, path: str, others: Collection[str]) -> errors.TidemillEr
 
 def render(error: errors.TidemillError, request_id: str) -> Response:
     """The response to a request that ended with `error`, in the words of the protocol."""
-    body = json.dumps({"error": error.message}, separators=(",", ":"))
-    return Response(body, status_of(error, _STATUSES), headers_of(error), media_type="application/json")
+    return Response(
+        oip_infer.error_text(error), status_of(error, _STATUSES), headers_of(error), media_type="application/json"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 
 from tidemill.gateway import openapi
 from tidemill.gateway.schemas import PREFIX, Schema
+from tidemill.gateway.streams import EVENTS
 
 _TAG = "Open Inference Protocol"
 _HEAD = openapi.header(
@@ -94,6 +95,20 @@ SCHEMAS: Mapping[str, Schema] = {
             "parameters": _PARAMETERS,
             "outputs": {"type": "array", "items": {"$ref": PREFIX + "OipInput"}},
         },
+    },
+    "OipGenerateRequest": {
+        "type": "object",
+        "description": "What the model has as inputs, by name, as one value or a list; all else are parameters.",
+        "properties": {"id": {"type": ["string", "null"]}, "parameters": {"type": ["object", "null"]}},
+        "additionalProperties": True,
+        "examples": [{"text_input": "Once upon a time", "parameters": {"temperature": 0.5}}],
+    },
+    "OipGenerateResponse": {
+        "type": "object",
+        "description": "Outputs by name, one element as a value, more as a list; and parameters of the response.",
+        "required": ["model_name", "model_version"],
+        "properties": {"model_name": {"type": "string"}, "model_version": {"type": "string"}},
+        "additionalProperties": True,
     },
     "OipModelConfig": {
         "type": "object",
@@ -266,6 +281,36 @@ INFER: Mapping[str, Any] = {
                 _JSON: {"$ref": PREFIX + "OipInferResponse"},
                 "application/octet-stream": {"type": "string", "format": "binary"},
             },
+        ),
+        "default": _ERROR,
+    },
+}
+_GENERATE: Mapping[str, Any] = openapi.body({_JSON: {"$ref": PREFIX + "OipGenerateRequest"}})
+GENERATE: Mapping[str, Any] = {
+    **openapi.described(
+        _TAG,
+        "OipGenerate",
+        "Asks a model with a flat object. It is an error when the model gives none or more than one response.",
+    ),
+    "requestBody": _GENERATE,
+    "responses": {
+        "200": openapi.answer("The response.", {_JSON: {"$ref": PREFIX + "OipGenerateResponse"}}),
+        "default": _ERROR,
+    },
+}
+GENERATE_STREAM: Mapping[str, Any] = {
+    **openapi.described(
+        _TAG,
+        "OipGenerateStream",
+        "Asks a model with a flat object, for any number of responses. Each is an event as soon as it is there; an"
+        " event with `error` is the last.",
+    ),
+    "requestBody": _GENERATE,
+    "responses": {
+        "200": openapi.answer("The responses.", {EVENTS: {"$ref": PREFIX + "OipGenerateResponse"}}),
+        "500": openapi.answer(
+            "The model failed before its first response.",
+            {EVENTS: {"$ref": PREFIX + "OipError"}, _JSON: {"$ref": PREFIX + "OipError"}},
         ),
         "default": _ERROR,
     },
