@@ -8,7 +8,6 @@ import grpc
 
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
-from tidemill.errors import Unimplemented
 from tidemill.inference.calls import Receive
 from tidemill.inference.control import ModelControl
 from tidemill.inference.engine import Engine
@@ -17,6 +16,7 @@ from tidemill.inference.protocols.oip import control, descriptions, settings, st
 from tidemill.inference.protocols.oip.regions import SharedMemory
 from tidemill.inference.protocols.oip.requests import Reader
 from tidemill.inference.protocols.oip.responses import Writer
+from tidemill.inference.protocols.oip.unary import Unary, header
 from tidemill.inference.repository import Repository
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.tracing import Tracing
@@ -105,6 +105,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         self._memory = SharedMemory(regions)
         self._reader = Reader(regions, limits.largest)
         self._writer = Writer(limits.mirror)
+        self._unary = Unary(self._reader, self._writer, engine, tracing)
         self._streams = Slots(limits.streams, "streams", "TOO_MANY_STREAMS", retry_after=1)
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -146,28 +147,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request."""
         with self._repository.acquire(request.model_name, request.model_version) as loaded:
-            if loaded.configuration.decoupled:
-                raise Unimplemented(
-                    "ModelInfer RPC doesn't support models with decoupled transaction policy", reason="DECOUPLED"
-                )
-            call, form = self._reader.call(
-                request, loaded.configuration, expires=deadline.expiry(), alive=context.is_active
-            )
-            recorded = self._tracing.begin(loaded.version.model, lambda: _header(context, TRACEPARENT))
-            failed: Exception | None = None
-            try:
-                if recorded is not None:
-                    call.trace = recorded.context
-                    recorded.describe(call)
-                answer = self._engine.infer(loaded, call)
-                return self._writer.response(loaded, form, answer)
-            except Exception as error:
-                failed = error
-                raise
-            finally:
-                form.release()
-                if recorded is not None:
-                    recorded.end(failed)
+            return self._unary.infer(loaded, request, context)
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[pb.ModelInferRequest], context: Context
@@ -177,7 +157,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
             outbox = stream.Outbox(self._limits.largest)
             if not context.add_callback(outbox.close):
                 return
-            traceparent = _header(context, TRACEPARENT)
+            traceparent = header(context, TRACEPARENT)
 
             def dispatch(
                 request: pb.ModelInferRequest, exchange: stream.Exchange, alive: Callable[[], bool], receive: Receive
@@ -190,7 +170,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
                 dispatch,
                 self._writer,
                 contextvars.copy_context(),
-                strict=_header(context, _STRICT) == "true",
+                strict=header(context, _STRICT) == "true",
             )
 
     def _hand_on(
@@ -274,11 +254,3 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
     def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
         """Change log settings, and tell those in force."""
         return settings.log(self._logs, request)
-
-
-def _header(context: Context, name: str) -> str:
-    """A text of the call's metadata; "" when it has none of this name."""
-    for key, value in context.invocation_metadata() or ():
-        if key == name and isinstance(value, str):
-            return value
-    return ""
