@@ -22,7 +22,7 @@ from tidemill.inference.scheduling.timing import SystemTiming, Timing
 
 LOG = logging.getLogger(__name__)
 
-_STEP = 0.02
+_STEP = 0.05
 """Seconds between two looks at all sequences at the least, however many of them end soon."""
 
 
@@ -122,6 +122,7 @@ class SequenceScheduler(Scheduler):
 
     def _remind(self, due: float) -> None:
         """Have the sequences looked at by then. The lock is held."""
+        due = max(due, self._timing.now() + _STEP)
         if due < self._due:
             self._due = due
             self._swept.notify()
@@ -142,7 +143,8 @@ class SequenceScheduler(Scheduler):
                 if self._closed:
                     return
                 now = self._timing.now()
-                self._due = max(self._table.sweep(now), now + _STEP)
+                if now >= self._due:
+                    self._due = max(self._table.sweep(now), now + _STEP)
                 if not self._table.refusals:
                     self._timing.wait(self._swept, None if self._due == math.inf else self._due - now)
             self._refuse()

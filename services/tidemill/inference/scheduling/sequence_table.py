@@ -97,7 +97,7 @@ class SequenceTable:
         if sequence is None:
             sequence = self._begin(call.correlation, now)
         elif call.starts and sequence.open:
-            LOG.info("a sequence begins anew before its end", extra={"model": self._model})
+            LOG.debug("a sequence begins anew before its end", extra={"model": self._model})
         sequence.open = not call.ends
         sequence.heard = now
         sequence.waiting.append(waiting)
@@ -144,7 +144,7 @@ class SequenceTable:
         due = math.inf
         for sequence in list(self._live.values()):
             if sequence.idle and sequence.heard + self._idle <= now:
-                LOG.info("a sequence is given up: nothing was heard of it", extra={"model": self._model})
+                LOG.debug("a sequence is given up: nothing was heard of it", extra={"model": self._model})
                 self._end(sequence, now)
             elif sequence in self._backlog:
                 self._check_waiting(sequence, now)
