@@ -42,19 +42,56 @@ sequence_batching {
   ]
 }
 """
+PYTHON = """
+name: "python"
+backend: "python"
+max_batch_size: 4
+input { name: "x" data_type: TYPE_INT32 dims: 1 }
+output { name: "sum" data_type: TYPE_INT32 dims: 1 }
+instance_group { count: 2 kind: KIND_CPU }
+sequence_batching {
+  max_sequence_idle_microseconds: 60000000
+  oldest { max_candidate_sequences: 3 }
+  control_input { name: "START" control { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } }
+}
+"""
+PROGRAM = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.sums = {}
+
+    def execute(self, requests):
+        return [self.add(request) for request in requests]
+
+    def add(self, request):
+        x, start = (pb_utils.get_input_tensor_by_name(request, name).as_numpy()[0, 0] for name in ("x", "START"))
+        name = request.correlation_id()
+        self.sums[name] = int(x) if start else self.sums[name] + int(x)
+        total = np.array([[self.sums[name]]], np.int32)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("sum", total)])
+"""
 MODELS = {
-    "direct": (SUMS.format(name="direct", strategy="direct {}"), accumulator),
-    "oldest": (SUMS.format(name="oldest", strategy="oldest { max_candidate_sequences: 4 }"), accumulator),
-    "told": (TOLD, told),
+    "direct": (SUMS.format(name="direct", strategy="direct {}"), "model.onnx", accumulator()),
+    "oldest": (
+        SUMS.format(name="oldest", strategy="oldest { max_candidate_sequences: 4 }"),
+        "model.onnx",
+        accumulator(),
+    ),
+    "python": (PYTHON, "model.py", PROGRAM.encode()),
+    "told": (TOLD, "model.onnx", told()),
 }
 
 
 async def test_sequences_of_tritonclient(tmp_path: Path) -> None:
     python = await asyncio.to_thread(venv, "tritonclient")
-    for name, (configuration, model) in MODELS.items():
+    for name, (configuration, file, model) in MODELS.items():
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "config.pbtxt").write_text(configuration)
-        (tmp_path / name / "1" / "model.onnx").write_bytes(model())
+        (tmp_path / name / "1" / file).write_bytes(model)
     app = build(InferenceConfig(port=0, second_port=None, ops_port=0, model_repository=str(tmp_path)))
     await app.start()
     try:
@@ -71,7 +108,7 @@ async def test_sequences_of_tritonclient(tmp_path: Path) -> None:
     finally:
         await app.stop(grace=1)
     seen = json.loads(out)
-    assert seen["direct"] == seen["oldest"] == _sums(seen["sent"])
+    assert seen["direct"] == seen["oldest"] == seen["python"] == _sums(seen["sent"])
     assert seen["told"] == {
         "0": [1, 1, 1, 0],
         "1": [2, 0, 1, 0],

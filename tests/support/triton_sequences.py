@@ -81,7 +81,7 @@ def main(address: str) -> None:
     requests = mixed(random.Random(7))
     seen["sent"] = requests
     with triton.InferenceServerClient(address) as client:
-        for model in ("direct", "oldest"):
+        for model in ("direct", "oldest", "python"):
             seen[model] = streamed(client, model, "sum", requests)
         seen["told"] = streamed(client, "told", "seen", [(5, 1, "s"), (5, 2, ""), (5, 3, "e"), (5, 4, "")])
         seen["unary"] = unary(
