@@ -9,6 +9,8 @@ from tidemill.inference.inputs import shown
 _CONFIG = "config"
 _FILE = "file:"
 _DEPENDENTS = "unload_dependents"
+_VERSION = "version"
+"""Of ours: the one version that a request is about, as a string."""
 _MAX_PARAMETERS = 1024
 
 
@@ -19,7 +21,7 @@ def load(control: ModelControl | None, request: pb.RepositoryModelLoadRequest) -
         TidemillError: see `ModelControl.load`.
     """
     found = _checked(control, request)
-    config = ""
+    config = version = ""
     files: dict[str, bytes] = {}
     for name, parameter in request.parameters.items():
         arm = parameter.WhichOneof("parameter_choice")
@@ -27,13 +29,17 @@ def load(control: ModelControl | None, request: pb.RepositoryModelLoadRequest) -
             if arm != "string_param":
                 raise _wrong(name, "string")
             config = parameter.string_param
+        elif name == _VERSION:
+            if arm != "string_param":
+                raise _wrong(name, "string")
+            version = parameter.string_param
         elif name.startswith(_FILE):
             if arm != "bytes_param":
                 raise _wrong(name, "bytes")
             files[name.removeprefix(_FILE)] = parameter.bytes_param
         else:
             raise Invalid(f"unrecognized load parameter '{shown(name)}'", reason="UNKNOWN_PARAMETER")
-    found.load(request.model_name, config, files)
+    found.load(request.model_name, config, files, version)
     return pb.RepositoryModelLoadResponse(model_name=request.model_name, isLoaded=True)
 
 
@@ -44,14 +50,20 @@ def unload(control: ModelControl | None, request: pb.RepositoryModelUnloadReques
         TidemillError: see `ModelControl.unload`.
     """
     found = _checked(control, request)
-    dependents = False
+    dependents, version = False, ""
     for name, parameter in request.parameters.items():
-        if name != _DEPENDENTS:
+        arm = parameter.WhichOneof("parameter_choice")
+        if name == _DEPENDENTS:
+            if arm != "bool_param":
+                raise _wrong(name, "bool")
+            dependents = parameter.bool_param
+        elif name == _VERSION:
+            if arm != "string_param":
+                raise _wrong(name, "string")
+            version = parameter.string_param
+        else:
             raise Invalid(f"unrecognized unload parameter '{shown(name)}'", reason="UNKNOWN_PARAMETER")
-        if parameter.WhichOneof("parameter_choice") != "bool_param":
-            raise _wrong(name, "bool")
-        dependents = parameter.bool_param
-    found.unload(request.model_name, dependents)
+    found.unload(request.model_name, dependents, version)
     return pb.RepositoryModelUnloadResponse()
 
 
