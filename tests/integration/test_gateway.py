@@ -386,9 +386,9 @@ OIP_ERRORS: dict[str, tuple[str, Any, int, str]] = {
     ),
     "shared memory": (
         "double",
-        {"inputs": [tensor(data=None, parameters={"shared_memory_region": "r"})]},
+        {"inputs": [tensor(data=None, parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16})]},
         501,
-        "shared memory is not offered",
+        "shared memory is not enabled on this server",
     ),
 }
 
@@ -399,6 +399,27 @@ async def test_oip_errors(world: World, name: str) -> None:
     answer = await world.oip.post(f"/v2/models/{model}/infer", json=body)
     assert (answer.status_code, set(answer.json())) == (status, {"error"})
     assert text in answer.json()["error"]
+
+
+async def test_oip_reads_models_and_generates(world: World) -> None:
+    get, post = world.oip.get, world.oip.post
+    assert {"double", "sums", "text"} <= set((await get("/v2/models")).json()["models"])
+    entries = (await post("/v2/repository/index", json={"ready": True})).json()
+    assert {"name": "double", "version": "1", "state": "READY", "reason": ""} in entries
+    config = (await get("/v2/models/double/config")).json()
+    assert [(tensor["name"], tensor["data_type"]) for tensor in config["input"]] == [("x", "TYPE_FP32")]
+    answer = {"model_name": "text", "model_version": "1", "y": ["a", "é"]}
+    assert (await post("/v2/models/text/generate", json={"x": ["a", "é"]})).json() == answer
+    stream = await post("/v2/models/text/generate_stream", json={"x": ["a", "é"]})
+    assert (stream.status_code, json.loads(stream.text.removeprefix("data: "))) == (200, answer)
+    for path in ("generate", "generate_stream"):
+        refused = await post(f"/v2/models/text/{path}", json={})
+        assert (refused.status_code, refused.json()["error"][:31]) == (400, "expected 1 inputs but got 0 inp")
+    (statistics,) = (await get("/v2/models/text/stats")).json()["model_stats"]
+    assert statistics["inference_count"] >= 2
+    assert statistics["inference_stats"]["success"]["ns"] > 0
+    assert (await post("/v2/cudasharedmemory/unregister")).status_code == 200
+    assert (await get("/v2/systemsharedmemory/status")).json() == []
 
 
 async def test_oip_refuses_what_is_no_request(world: World) -> None:

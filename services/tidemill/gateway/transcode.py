@@ -121,8 +121,8 @@ def merge(value: Mapping[str, Any], message: Message) -> None:
     """
     try:
         json_format.ParseDict(dict(value), message, max_recursion_depth=64)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError) as error:
-        # The parser meets some wrong types with Python's own errors.
+    except (json_format.ParseError, ValueError, TypeError, AttributeError, SystemError) as error:
+        # The parser meets some wrong types, and lone surrogates, with Python's own errors.
         known = isinstance(error, json_format.ParseError)
         detail = str(error).partition("\n")[0][:500].rstrip(".") if known else "a value has the wrong type"
         raise errors.Invalid(f"the body does not fit: {detail}", reason="INVALID_BODY") from error
