@@ -1,5 +1,6 @@
 """Puts the inference service together."""
 
+import asyncio
 import logging
 import os
 from functools import partial
@@ -10,8 +11,10 @@ from prometheus_client import Gauge
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.registry import RegistryClient
+from tidemill import plugins
 from tidemill.clock import Clock, SystemClock
 from tidemill.config import set_default
+from tidemill.inference import runtimes
 from tidemill.inference.assembly import Assembler
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.control import ModelControl
@@ -25,8 +28,9 @@ from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, Limits,
 from tidemill.inference.registrysource import from_registry
 from tidemill.inference.repository import Repository
 from tidemill.inference.responses import ResponseCache
-from tidemill.inference.runtimes.base import Settings
+from tidemill.inference.runtimes.base import Runtime, Settings
 from tidemill.inference.scheduling import dynamic, sequence
+from tidemill.inference.scheduling.ensemble import Ensembles
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc.app import App, observer, telemetry
@@ -34,6 +38,7 @@ from tidemill.rpc.server import Service, ThreadServer
 from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry
 
+CPU = "CPUExecutionProvider"
 _ENVELOPE = 1 << 16
 """Bytes that a message may have beside its tensors."""
 
@@ -61,10 +66,11 @@ def build(
     signals = telemetry("inference", config)
     repository = Repository(config.default_alias)
     engine = Engine(signals.tracer, config.max_message_bytes)
+    ensembles = Ensembles(repository, engine, signals.tracer, _threads(config))
     building = Building(
         config=config,
         repository=repository,
-        assembler=_assembler(config, signals),
+        assembler=_assembler(config, signals, ensembles),
         settings=Settings(
             providers=tuple((name, {}) for name in config.providers),
             threads=config.intra_op_threads,
@@ -85,6 +91,7 @@ def build(
     server = _server(config, repository, engine, signals, state, logs, regions, models.control)
 
     async def close() -> None:
+        await asyncio.to_thread(ensembles.close)
         logs.close()
         if regions is not None:
             regions.close()
@@ -94,7 +101,7 @@ def build(
         config,
         signals,
         server,
-        starters=models.starters,
+        starters=[partial(_check_providers, config), *models.starters],
         tasks=models.tasks,
         stoppers=[state.drain, *models.stoppers],
         closers=[*models.closers, close],
@@ -114,12 +121,26 @@ class _State:
         self.ready = False
 
 
-def _assembler(config: InferenceConfig, signals: Telemetry) -> Assembler:
+def _threads(config: InferenceConfig) -> int:
+    """Requests that run at a time."""
+    return config.threads or max(4, 2 * (os.cpu_count() or 1))
+
+
+async def _check_providers(config: InferenceConfig) -> None:
+    """Raises Invalid for an execution provider that is not there. Imports nothing for the CPU, which always is."""
+    if config.providers == (CPU,):
+        return
+    kind = await asyncio.to_thread(plugins.load, runtimes, "onnx", Runtime)
+    kind.check(Settings(providers=tuple((name, {}) for name in config.providers)))
+
+
+def _assembler(config: InferenceConfig, signals: Telemetry, ensembles: Ensembles) -> Assembler:
     return Assembler(
         signals.tracer,
         Metrics(signals.registry),
         choices=(sequence.choose, partial(dynamic.choose, bound=config.max_waiting)),
         responses=ResponseCache(config.response_cache_bytes) if config.response_cache_bytes else None,
+        compose=ensembles.compose,
     )
 
 
@@ -133,7 +154,7 @@ def _server(
     regions: Regions | None,
     control: ModelControl | None,
 ) -> ThreadServer:
-    threads = config.threads or max(4, 2 * (os.cpu_count() or 1))
+    threads = _threads(config)
     servicer = OipServicer(
         repository,
         engine,

@@ -84,6 +84,16 @@ def bind(
     return bound
 
 
+def check_shape(shape: Sequence[int], spec: TensorSpec, model: str) -> None:
+    """Return when an input may have this shape. Raises Invalid."""
+    if not spec.accepts(shape):
+        raise _invalid(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. "
+            f"Expected {_dimensions(spec.shape)}, got {_dimensions(shape)}",
+            "WRONG_SHAPE",
+        )
+
+
 def rows_of(inputs: Mapping[str, Array], max_batch: int, model: str) -> int:
     """Size of the batch dimension; 1 for a model that has none.
 
@@ -139,12 +149,7 @@ def _array(tensor: InputTensor, spec: TensorSpec, model: str) -> Array:
             f"but model '{model}' expects '{spec.datatype.name}'",
             "WRONG_DATATYPE",
         )
-    if not spec.accepts(tensor.shape):
-        raise _invalid(
-            f"unexpected shape for input '{spec.name}' for model '{model}'. "
-            f"Expected {_dimensions(spec.shape)}, got {_dimensions(tensor.shape)}",
-            "WRONG_SHAPE",
-        )
+    check_shape(tensor.shape, spec, model)
     data = tensor.data
     if isinstance(data, bytes):
         return _from_raw(data, count, tensor, spec, model)

@@ -109,6 +109,8 @@ class Loader:
 
     async def _load(self, version: Version, span: trace.Span) -> Loaded:
         opened = await self._source.open(version)
+        if opened.configuration is not None and opened.configuration.steps:
+            return self._assembler.assemble(version, opened.configuration, None, trace.set_span_in_context(span))
         kind = await to_thread(plugins.load, runtimes, opened.runtime, Runtime)
         chosen = kind.select(list(opened.sizes))
         size = sum(opened.sizes[path] for path in chosen)

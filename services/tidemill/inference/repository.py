@@ -13,6 +13,7 @@ from tidemill.inference.inputs import shown
 from tidemill.inference.loaded import Loaded
 
 _LONGEST_NUMBER = 18
+STEPS_MISSING = "a model that it is made of is not ready, or does not fit any more"
 
 
 class State(Enum):
@@ -38,6 +39,13 @@ class Status:
     reason: str = ""
     loaded: Loaded | None = None
 
+    @property
+    def current(self) -> State:
+        """The state now: what is made of other models, is UNAVAILABLE while one of them is."""
+        if self.loaded is not None and not self.loaded.scheduler.available:
+            return State.UNAVAILABLE
+        return self.state
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -57,7 +65,7 @@ class Model:
     @property
     def ready(self) -> list[int]:
         """Numbers of the READY versions, rising."""
-        return sorted(number for number, status in self.versions.items() if status.state is State.READY)
+        return sorted(number for number, status in self.versions.items() if status.current is State.READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +124,10 @@ class Repository:
         model, loaded = self._find(name, version)
         return loaded, model.ready
 
+    def serving(self, name: str, version: str) -> Loaded:
+        """The version that serves such a request now; it may be retired at any time. Raises as `acquire`."""
+        return self._find(name, version)[1]
+
     def known(self, name: str) -> bool:
         """Whether there is such a model, READY or not."""
         return name in self._models
@@ -147,8 +159,10 @@ class Repository:
                 state = State.UNAVAILABLE.value if model.problem else ""
                 yield Entry(name, "", state, model.problem)
             for number, status in sorted(model.versions.items()):
-                if status.state is State.READY or not only_ready:
-                    yield Entry(name, str(number), status.state.value, status.reason or model.problem)
+                current = status.current
+                if current is State.READY or not only_ready:
+                    reason = STEPS_MISSING if current is not status.state else status.reason or model.problem
+                    yield Entry(name, str(number), current.value, reason)
 
     def _find(self, name: str, version: str) -> tuple[Model, Loaded]:
         model = self._models.get(name)
@@ -158,7 +172,7 @@ class Repository:
         status = model.versions.get(number)
         if status is None:
             raise _unknown(f"'{name}' version {number} is not found")
-        if status.loaded is None:
+        if status.loaded is None or status.current is not State.READY:
             raise Unavailable(
                 f"Request for unknown model: '{name}' version {number} is not at ready state",
                 reason="VERSION_NOT_READY",

@@ -28,6 +28,11 @@ class Scheduler(ABC):
         return waiting.answer()
 
     @property
+    def available(self) -> bool:
+        """Whether calls would run now: not where other models have to run them, and one of these cannot."""
+        return True
+
+    @property
     def pending(self) -> int:
         """Calls that wait, those that run not among them."""
         return 0

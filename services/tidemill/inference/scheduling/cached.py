@@ -29,6 +29,11 @@ class CachedScheduler(Scheduler):
         self._series = series
 
     @property
+    def available(self) -> bool:
+        """Whether calls for which nothing is kept would run now."""
+        return self._scheduler.available
+
+    @property
     def pending(self) -> int:
         """Calls that wait."""
         return self._scheduler.pending
