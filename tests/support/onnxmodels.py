@@ -29,6 +29,16 @@ def scale(factor: float, *, kind: int = FLOAT, shape: Dimensions = ("n", 2)) -> 
     return bytes(model([node], [tensor("x", kind, shape)], [tensor("y", kind, shape)], weights).SerializeToString())
 
 
+def heavy(size: int) -> bytes:
+    """y = weights[x], of so many bytes of weights: zeros."""
+    weights = helper.make_tensor("weights", FLOAT, [size // 4], bytes(size), raw=True)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["weights", "index"], ["y"]),
+    ]
+    return bytes(model(nodes, [tensor("x")], [tensor("y")], [weights]).SerializeToString())
+
+
 def identity(kind: int, shape: Dimensions = ("n", 2)) -> bytes:
     """y = x, of any element type."""
     node = helper.make_node("Identity", ["x"], ["y"])

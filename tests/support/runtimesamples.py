@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 
 from tests.support import onnxmodels
 from tidemill.inference.configuration import Configuration, TensorConfiguration
@@ -12,13 +13,15 @@ from tidemill.tensors.dtypes import DataType
 @cache
 def sample(name: str) -> Mapping[str, bytes]:
     """Files of an artifact that the runtime of this name can load."""
-    return {"onnx": _onnx, "torchexport": _torchexport, "torchscript": _torchscript}[name]()
+    return {"onnx": _onnx, "python": _python, "torchexport": _torchexport, "torchscript": _torchscript}[name]()
 
 
 def settings(name: str) -> Settings:
     """What it is to be loaded with."""
     if name in ("torchexport", "torchscript"):
         return Settings(trusted=True, configuration=configuration(name))
+    if name == "python":
+        return Settings(trusted=True, directory=Path("models/m/1"), version="1")
     return Settings()
 
 
@@ -30,6 +33,12 @@ def configuration(backend: str) -> Configuration:
 
 def _onnx() -> Mapping[str, bytes]:
     return {"model.onnx": onnxmodels.scale(2), "card.txt": b"doubles"}
+
+
+def _python() -> Mapping[str, bytes]:
+    from tests.support import pythonmodels
+
+    return {"model.py": pythonmodels.DOUBLE.encode(), "card.txt": b"doubles"}
 
 
 def _torchexport() -> Mapping[str, bytes]:
