@@ -18,6 +18,7 @@ from tidemill.inference import runtimes
 from tidemill.inference.assembly import Assembler
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.control import ModelControl
+from tidemill.inference.custommetrics import CustomMetrics
 from tidemill.inference.engine import Engine
 from tidemill.inference.foldersource import from_folder
 from tidemill.inference.invocation import Invoker
@@ -75,6 +76,7 @@ def build(
             providers=tuple((name, {}) for name in config.providers),
             threads=config.intra_op_threads,
             invoke=Invoker(repository, engine),
+            metrics=CustomMetrics(signals.registry),
         ),
         telemetry=signals,
         clock=clock or SystemClock(),

@@ -13,8 +13,9 @@ from tidemill import plugins
 from tidemill.errors import Exhausted, Invalid
 from tidemill.inference import runtimes
 from tidemill.inference.assembly import Assembler, unconfigured
-from tidemill.inference.configuration import Configuration
+from tidemill.inference.configuration import Configuration, Isolation
 from tidemill.inference.desired import Desired, Version
+from tidemill.inference.isolation.isolated import isolate
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.modelconfig.complete import complete, tracked
 from tidemill.inference.opened import Opened, Source
@@ -143,7 +144,9 @@ class Loader:
     def _start(
         self, kind: type[Runtime], data: Mapping[str, bytes], version: Version, opened: Opened
     ) -> tuple[Runtime, Configuration]:
-        runtime = kind.load(data, self._settings_for(version, opened))
+        settings, configured = self._settings_for(version, opened), opened.configuration
+        apart = configured is not None and configured.isolation is Isolation.PROCESS
+        runtime = isolate(kind, data, settings) if apart else kind.load(data, settings)
         try:
             configuration = self._configured(version, opened, runtime)
             runtime = reshaped(runtime, configuration)
@@ -159,7 +162,7 @@ class Loader:
         if configuration.warmups:
             run_warmups(runtime, configuration)
             return
-        if isinstance(runtime, CallRuntime):  # programs may do anything with zeros
+        if isinstance(runtime, CallRuntime) and runtime.sees_calls:  # programs may do anything with zeros
             return
         try:
             problem = warm_up(runtime)
