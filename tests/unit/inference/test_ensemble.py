@@ -158,7 +158,7 @@ def test_what_a_caller_says_of_its_request_reaches_every_step(models: Models) ->
         seen.append(made)
         return infer(made)
 
-    loaded.scheduler.infer = spy  # type: ignore[method-assign]
+    loaded.scheduler.infer = spy  # type: ignore[method-assign, assignment]
     models.ensemble("e", [step("spied", {"x": "in"}, {"y": "out"})], tensors("in"), tensors("out"))
     made = Call(
         inputs={"in": np.array(X, np.float32)},
