@@ -243,7 +243,12 @@ def test_an_outbox_bounds_what_is_in_work(server: OipServer) -> None:
     assert outbox.room()
     outbox.begin()
     went_on = threading.Event()
-    waiting = threading.Thread(target=lambda: outbox.room() and went_on.set())
+
+    def wait() -> None:
+        if outbox.room():
+            went_on.set()
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     one = used(server)
     outbox.put(one, Answer(outputs={"y": np.zeros(4, np.int32)}), True)
