@@ -55,6 +55,11 @@ class Loaded:
         """On what it really runs, the preferred first."""
         return self.runtime.devices if self.runtime is not None else ()
 
+    @property
+    def ready(self) -> bool:
+        """Whether its runtime takes calls now: a process of its own may have crashed, or a model say no. May block."""
+        return self.runtime is None or self.runtime.ready
+
     def acquire(self) -> bool:
         """Begin a use; False when it is retired."""
         with self._lock:

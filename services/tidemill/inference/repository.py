@@ -114,10 +114,10 @@ class Repository:
     def ready(self, name: str, version: str) -> bool:
         """Whether such a request would be served now. What is not known, be it an alias, is not ready."""
         try:
-            self._find(name, version)
+            _, loaded = self._find(name, version)
         except (NotFound, Invalid, Unavailable):
             return False
-        return True
+        return loaded.ready
 
     def describe(self, name: str, version: str) -> tuple[Loaded, list[int]]:
         """The version that serves such a request, and all versions of the model that are READY. Raises as `acquire`."""

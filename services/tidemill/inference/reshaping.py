@@ -21,7 +21,7 @@ def reshaped(runtime: Runtime, configuration: Configuration) -> Runtime:
     """
     if all(tensor.reshape is None for tensor in (*configuration.inputs, *configuration.outputs)):
         return runtime
-    if isinstance(runtime, CallRuntime):
+    if isinstance(runtime, CallRuntime) and runtime.sees_calls:
         raise Invalid("reshape is not offered for models that take requests themselves", reason="INVALID_CONFIG")
     return _Reshaping(runtime, configuration)
 
@@ -60,6 +60,11 @@ class _Reshaping(Runtime):
     def devices(self) -> tuple[str, ...]:
         """The inner one's."""
         return self._inner.devices
+
+    @property
+    def ready(self) -> bool:
+        """The inner one's word."""
+        return self._inner.ready
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str]) -> list[Array]:
         """Run the inner one. Raises as it does, and Internal for an output that cannot have the callers' shape."""
