@@ -1,5 +1,6 @@
 """A server over a repository with models in Python, and with others in processes of their own."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ async def test_models_in_python_run_unchanged_and_call_each_other(tmp_path: Path
     async with serve_folder(tmp_path) as serving:
         client = serving.client
         for model in ("add_sub", "bls", "double"):
-            await until(lambda model=model: client.model_ready(model), what=model)
+            await until(partial(client.model_ready, model), what=model)
         result = await client.infer("add_sub", {"INPUT0": A, "INPUT1": B})
         np.testing.assert_array_equal(result.outputs["OUTPUT1"], A - B)
         name = np.array([b"add_sub"], object)
@@ -53,7 +54,7 @@ async def test_a_model_that_crashes_takes_nobody_with_it(tmp_path: Path) -> None
     async with serve_folder(tmp_path) as serving:
         client = serving.client
         for model in ("errors", "apart", "here"):
-            await until(lambda model=model: client.model_ready(model), what=model)
+            await until(partial(client.model_ready, model), what=model)
         with pytest.raises(Unavailable, match="SIGSEGV"):
             await client.infer("errors", {"x": np.array([-3], np.float32)})
         assert await factor(serving, "apart") == (3, "1")
