@@ -84,7 +84,7 @@ def test_clients_are_light() -> None:
 
 
 def test_the_supervisor_never_imports_grpc() -> None:
-    statement = "import tidemill.cli.commands.up, tidemill.cli.__main__"
+    statement = "import tidemill.cli.commands.up, tidemill.cli.commands.serve, tidemill.cli.__main__"
     assert not _imported_by(statement) & {"grpc", "google", "numpy", "rich"}
 
 

@@ -21,6 +21,13 @@ SERVICES = {
     "gateway": "TIDEMILL_GATEWAY_URL",
 }
 """The variable that says where a service is."""
+CHILD = {
+    "TIDEMILL_LOG_STYLE": "text",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+    "GRPC_VERBOSITY": "NONE",  # its own lines have no form; every error is logged by whoever gets it
+    "PYTHONUNBUFFERED": "1",
+}
+"""Variables of every process that a supervisor starts."""
 _TIERS = {"registry": 0, "artifacts": 1, "parameters": 2}
 """What others need while they stop has a lower tier; the rest is in the highest."""
 
@@ -70,10 +77,7 @@ class Stack:
         shared = {
             **self.addresses,
             "TIDEMILL_TRACES": f"file:{self.traces}",
-            "TIDEMILL_LOG_STYLE": "text",
-            "GRPC_ENABLE_FORK_SUPPORT": "0",
-            "GRPC_VERBOSITY": "NONE",  # its own lines have no form; every error is logged by whoever gets it
-            "PYTHONUNBUFFERED": "1",
+            **CHILD,
             # Many small processes: without this each keeps an arena of malloc for every thread.
             "MALLOC_ARENA_MAX": "2",
         }

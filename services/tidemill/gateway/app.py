@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from importlib.metadata import version as release_of
 
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from tidemill.clients.instances import Registration
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
 from tidemill.gateway import problems
-from tidemill.gateway.backends import Backends, connect
+from tidemill.gateway.backends import Backend, Backends, connect, connect_inference
 from tidemill.gateway.bodies import Bodies
 from tidemill.gateway.config import GatewayConfig
 from tidemill.gateway.hosts import Hosts
@@ -37,6 +37,7 @@ from tidemill.gateway.site import Front, Gate, Site
 from tidemill.gateway.streams import Streams
 from tidemill.gateway.transcode import Transcoder
 from tidemill.rpc.app import App, authorizer, telemetry
+from tidemill.telemetry.setup import Telemetry
 
 
 def build(config: GatewayConfig, *, backends: Backends | None = None, clock: Clock | None = None) -> App:
@@ -49,6 +50,10 @@ def build(config: GatewayConfig, *, backends: Backends | None = None, clock: Clo
     """
     clock = clock or SystemClock()
     signals = telemetry("gateway", config)
+    if config.inference_only:
+        return _inference_alone(
+            config, backends.inference if backends else connect_inference(config, signals.tracer), signals, clock
+        )
     services = backends or connect(config, signals.tracer)
     streams = Streams()
     fronts = _fronts(config, services, streams, clock)
@@ -72,6 +77,24 @@ def build(config: GatewayConfig, *, backends: Backends | None = None, clock: Clo
     return app
 
 
+def _inference_alone(config: GatewayConfig, inference: Backend, signals: Telemetry, clock: Clock) -> App:
+    """The Open Inference Protocol alone, before an inference service that nobody else is with."""
+    bodies = Bodies(config.max_body_mib << 20, config.max_buffered_mib << 20)
+    streams = Streams()
+    front = oip.front(inference, bodies, MetadataCache(inference, clock))
+    site = _sites(config, {"oip": front}, HttpObserver(signals, authorizer(config)))("oip")
+    server = HttpServer(site, {}, connections=config.max_connections, stopping=streams.stop, name="oip")
+    return App(
+        "gateway",
+        config,
+        signals,
+        server,
+        checks={inference.name: inference.check},
+        closers=[inference.close],
+        clock=clock,
+    )
+
+
 def _fronts(config: GatewayConfig, services: Backends, streams: Streams, clock: Clock) -> dict[str, Front]:
     bodies = Bodies(config.max_body_mib << 20, config.max_buffered_mib << 20)
     metadata = MetadataCache(services.inference, clock)
@@ -93,18 +116,24 @@ def _fronts(config: GatewayConfig, services: Backends, streams: Streams, clock: 
 
 
 def _server(config: GatewayConfig, fronts: dict[str, Front], observer: HttpObserver, streams: Streams) -> HttpServer:
-    hosts = Hosts(config.allowed_hosts, anything=config.allow_insecure_bind and not config.allowed_hosts)
-    gate = Gate(config.max_requests)
-
-    def site(*names: str) -> Site:
-        return Site([fronts[name] for name in names], observer, gate, hosts, config.timeout_seconds)
-
+    site = _sites(config, fronts, observer)
     return HttpServer(
         site("management", "oip", "tfs"),
         {"oip": (config.oip_port, site("oip")), "tfs": (config.tfs_port, site("tfs"))},
         connections=config.max_connections,
         stopping=streams.stop,
     )
+
+
+def _sites(config: GatewayConfig, fronts: dict[str, Front], observer: HttpObserver) -> Callable[..., Site]:
+    """Makes sites of fronts, by their names."""
+    hosts = Hosts(config.allowed_hosts, anything=config.allow_insecure_bind and not config.allowed_hosts)
+    gate = Gate(config.max_requests)
+
+    def site(*names: str) -> Site:
+        return Site([fronts[name] for name in names], observer, gate, hosts, config.timeout_seconds)
+
+    return site
 
 
 def _management(routes: list[Route]) -> Front:

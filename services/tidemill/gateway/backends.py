@@ -174,8 +174,8 @@ class Backends:
 def connect(config: GatewayConfig, tracer: trace.Tracer | None) -> Backends:
     """The services at the addresses that `config` names."""
 
-    def backend(name: str, address: str, *services: ServiceDescriptor, max_message: int = CONTROL_MESSAGE) -> Backend:
-        return Backend(name, address, services, tracer=tracer, timeout=config.timeout_seconds, max_message=max_message)
+    def backend(name: str, address: str, *services: ServiceDescriptor) -> Backend:
+        return Backend(name, address, services, tracer=tracer, timeout=config.timeout_seconds)
 
     registry = registry_pb2.DESCRIPTOR.services_by_name
     return Backends(
@@ -188,11 +188,18 @@ def connect(config: GatewayConfig, tracer: trace.Tracer | None) -> Backends:
         training=backend(
             "training", config.training_address, training_pb2.DESCRIPTOR.services_by_name["TrainingService"]
         ),
-        inference=backend(
-            "inference",
-            config.inference_address,
-            service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
-            # An answer may be a little larger than the largest request.
-            max_message=(config.max_body_mib << 20) + (1 << 20),
-        ),
+        inference=connect_inference(config, tracer),
+    )
+
+
+def connect_inference(config: GatewayConfig, tracer: trace.Tracer | None) -> Backend:
+    """The inference service at the address that `config` names."""
+    return Backend(
+        "inference",
+        config.inference_address,
+        [service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]],
+        tracer=tracer,
+        timeout=config.timeout_seconds,
+        # An answer may be a little larger than the largest request.
+        max_message=(config.max_body_mib << 20) + (1 << 20),
     )

@@ -25,6 +25,10 @@ class GatewayConfig(ServerConfig):
     inference_address: str = setting(
         "host:port of the inference service", "127.0.0.1:8001", env="TIDEMILL_INFERENCE_ADDRESS"
     )
+    inference_only: bool = setting(
+        "serve the Open Inference Protocol on the first port and nothing else; call no other service than inference",
+        False,
+    )
     allowed_hosts: tuple[str, ...] = setting(
         "names that the Host header may carry besides this machine's own; with allow_insecure_bind none = any", ()
     )

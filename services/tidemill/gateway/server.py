@@ -129,6 +129,7 @@ class HttpServer:
         others: name -> (port, what it serves); a free port for 0.
         connections: most connections a port.
         stopping: called when the drain begins, to end what would not end by itself.
+        name: of the first port, among `ports`.
     """
 
     def __init__(
@@ -138,8 +139,10 @@ class HttpServer:
         *,
         connections: int,
         stopping: Callable[[], None],
+        name: str = "management",
     ) -> None:
         self.main = main
+        self._name = name
         self._others = dict(others)
         self._connections = connections
         self._stopping = stopping
@@ -153,7 +156,7 @@ class HttpServer:
         Raises:
             Unavailable: with reason PORT_IN_USE.
         """
-        wanted = {"management": (port, self.main), **self._others}
+        wanted = {self._name: (port, self.main), **self._others}
         with contextlib.ExitStack() as undo:
             listeners = {}
             for name, (number, _) in wanted.items():
@@ -164,7 +167,7 @@ class HttpServer:
             server = _Uvicorn(self._config(wanted[name][1]))
             self.servers.append(server)
             self._tasks.append(asyncio.ensure_future(server.serve(sockets=[listener])))
-        return self.ports["management"]
+        return self.ports[self._name]
 
     def _config(self, app: ASGIApp) -> uvicorn.Config:
         return uvicorn.Config(

@@ -1,22 +1,19 @@
 """`tidemill up`: the whole platform on this machine, without anything else installed."""
 
 import argparse
-import asyncio
 import fcntl
 import json
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tidemill.cli import running
 from tidemill.cli.commands.base import Command
 from tidemill.cli.stack import INFERENCE, MANAGEMENT, MOST_OFFSET, MOST_SHARDS, OIP_REST, TFS_REST, Stack
-from tidemill.cli.supervisor import PORT_IN_USE, Supervisor, console
 from tidemill.cli.values import whole
 from tidemill.config import environ
-from tidemill.errors import FailedPrecondition, Unavailable
+from tidemill.errors import FailedPrecondition
 
 START_SECONDS = 60.0
 
@@ -59,7 +56,9 @@ class Up(Command):
         stack = Stack(data=options.data.resolve(), port_offset=options.port_offset, shards=options.shards)
         stack.data.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(stack):
-            return asyncio.run(_run(stack, options.quiet))
+            return running.run(
+                stack.programs(), stack.data / "logs", _welcome(stack), START_SECONDS, quiet=options.quiet
+            )
 
 
 @contextmanager
@@ -79,40 +78,6 @@ def _locked(stack: Stack) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
-
-
-async def _run(stack: Stack, quiet: bool) -> int:
-    """Raises Unavailable when a service cannot run."""
-    programs = stack.programs()
-    show = console(max(len(program.name) for program in programs), sys.stderr)
-    supervisor = Supervisor(programs, stack.data / "logs", (lambda name, line: None) if quiet else show)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    work = asyncio.create_task(_work(supervisor, stack))
-    stopped = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            work.result()
-        return 0
-    finally:
-        for task in (work, stopped):
-            task.cancel()
-        await asyncio.gather(work, stopped, return_exceptions=True)
-        await supervisor.stop()
-
-
-async def _work(supervisor: Supervisor, stack: Stack) -> None:
-    try:
-        await supervisor.start(START_SECONDS)
-    except Unavailable as error:
-        if error.reason != PORT_IN_USE:
-            raise
-        raise Unavailable(f"{error.message}; --port-offset N moves all ports", reason=PORT_IN_USE) from error
-    print(_welcome(stack), flush=True)
-    await supervisor.run()
 
 
 def _welcome(stack: Stack) -> str:
