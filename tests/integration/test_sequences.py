@@ -92,7 +92,7 @@ async def test_sequences_of_tritonclient(tmp_path: Path) -> None:
         (tmp_path / name / "1").mkdir(parents=True)
         (tmp_path / name / "config.pbtxt").write_text(configuration)
         (tmp_path / name / "1" / file).write_bytes(model)
-    app = build(InferenceConfig(port=0, second_port=None, ops_port=0, model_repository=str(tmp_path)))
+    app = build(InferenceConfig(fronts=1, port=0, second_port=None, ops_port=0, model_repository=str(tmp_path)))
     await app.start()
     try:
         async with InferenceClient(app.address) as client:

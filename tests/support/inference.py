@@ -129,6 +129,7 @@ class Platform:
     async def inference(self, **settings: Any) -> AsyncIterator[Serving]:
         """A running inference server; it keeps its data from one to the next."""
         given: dict[str, Any] = {
+            "fronts": 1,
             "port": 0,
             "second_port": 0,
             "ops_port": 0,

@@ -40,6 +40,7 @@ class Folder:
 def settings(root: Path, **others: Any) -> InferenceConfig:
     """Settings of a server over a repository, on free ports."""
     given: dict[str, Any] = {
+        "fronts": 1,
         "port": 0,
         "second_port": None,
         "ops_port": 0,

@@ -17,9 +17,8 @@ from tidemill import errors
 LOG = logging.getLogger(__name__)
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _NETWORK_HEADER = 0xFFFFFFFF - 0x100000 + 1
-_LOAD_HALF, _SHIFT_RIGHT, _MODULO, _RETURN_A = 0x28, 0x74, 0x94, 0x16
-_SOURCE_PORT = {socket.AF_INET: 20, socket.AF_INET6: 40}
-"""Offset of the client's port: behind a network header without options."""
+_LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT, _MODULO, _IF_EQUAL, _JUMP, _RETURN_A = 0x30, 0x28, 0x74, 0x94, 0x15, 0x05, 0x16
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def check_free(host: str, port: int) -> None:
@@ -52,16 +51,19 @@ def deal_out(port: int, processes: int) -> bool:
 
 
 def _attach(listener: socket.socket, processes: int) -> bool:
-    offset = _SOURCE_PORT.get(listener.family)
-    if offset is None:
-        return False
+    # The client's port lies behind a network header without options. A socket for version 6 gets both versions.
     steps = [
-        (_LOAD_HALF, (_NETWORK_HEADER + offset) & 0xFFFFFFFF),
-        (_SHIFT_RIGHT, 1),
-        (_MODULO, processes),
-        (_RETURN_A, 0),
+        (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),
+        (_SHIFT_RIGHT, 0, 0, 4),
+        (_IF_EQUAL, 0, 2, 4),
+        (_LOAD_HALF, 0, 0, _NETWORK_HEADER + 20),
+        (_JUMP, 0, 0, 1),
+        (_LOAD_HALF, 0, 0, _NETWORK_HEADER + 40),
+        (_SHIFT_RIGHT, 0, 0, 1),
+        (_MODULO, 0, 0, processes),
+        (_RETURN_A, 0, 0, 0),
     ]
-    code = b"".join(struct.pack("=HBBI", operation, 0, 0, value) for operation, value in steps)
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     buffer = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(steps), ctypes.addressof(buffer))
     try:
@@ -80,7 +82,7 @@ def _listening(port: int) -> list[int]:
             number = int(name)
             with socket.socket(fileno=os.dup(number)) as candidate:
                 listens = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                if listens and candidate.family in _SOURCE_PORT and candidate.getsockname()[1] == port:
+                if listens and candidate.family in _FAMILIES and candidate.getsockname()[1] == port:
                     found.append(number)
         except (OSError, ValueError):  # no socket, or closed meanwhile
             continue

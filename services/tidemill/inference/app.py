@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-import os
 from functools import partial
 from importlib.metadata import version as release_of
 
 from prometheus_client import Gauge
 
+from tidemill import plugins
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.registry import RegistryClient
-from tidemill import plugins
 from tidemill.clock import Clock, SystemClock
 from tidemill.config import set_default
 from tidemill.inference import runtimes
@@ -21,6 +20,8 @@ from tidemill.inference.control import ModelControl
 from tidemill.inference.custommetrics import CustomMetrics
 from tidemill.inference.engine import Engine
 from tidemill.inference.foldersource import from_folder
+from tidemill.inference.fronts.build import ENVELOPE
+from tidemill.inference.fronts.first import Everywhere, Fronts
 from tidemill.inference.invocation import Invoker
 from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.metrics import Metrics
@@ -40,8 +41,6 @@ from tidemill.telemetry import attributes
 from tidemill.telemetry.setup import Telemetry
 
 CPU = "CPUExecutionProvider"
-_ENVELOPE = 1 << 16
-"""Bytes that a message may have beside its tensors."""
 
 
 def build(
@@ -67,7 +66,11 @@ def build(
     signals = telemetry("inference", config)
     repository = Repository(config.default_alias)
     engine = Engine(signals.tracer, config.max_message_bytes)
-    ensembles = Ensembles(repository, engine, signals.tracer, _threads(config))
+    ensembles = Ensembles(repository, engine, signals.tracer, config.threads)
+    app: App
+    clock = clock or SystemClock()
+    fronts = Fronts(config, repository, signals.registry, lambda: (app.port, server.extra_ports), clock)
+    repository.published = fronts.changed
     building = Building(
         config=config,
         repository=repository,
@@ -79,9 +82,9 @@ def build(
             metrics=CustomMetrics(signals.registry),
         ),
         telemetry=signals,
-        clock=clock or SystemClock(),
+        clock=clock,
+        spool=fronts.spool if config.processes > 1 else None,
     )
-    app: App
     if config.model_repository:
         models = from_folder(building)
     else:
@@ -90,9 +93,10 @@ def build(
     _count_loaded(repository, signals)
     regions = Regions() if config.allow_client_shm else None
     logs = LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers)
-    server = _server(config, repository, engine, signals, state, logs, regions, models.control)
+    server = _server(config, repository, engine, signals, state, logs, regions, models.control, fronts)
 
     async def close() -> None:
+        fronts.remove()
         await asyncio.to_thread(ensembles.close)
         logs.close()
         if regions is not None:
@@ -104,10 +108,11 @@ def build(
         signals,
         server,
         starters=[partial(_check_providers, config), *models.starters],
-        tasks=models.tasks,
-        stoppers=[state.drain, *models.stoppers],
+        tasks=[*models.tasks, fronts.run],
+        stoppers=[state.drain, *models.stoppers, fronts.close],
         closers=[*models.closers, close],
         clock=clock,
+        metrics=fronts,
     )
     return app
 
@@ -121,11 +126,6 @@ class _State:
     async def drain(self) -> None:
         """They are not any more."""
         self.ready = False
-
-
-def _threads(config: InferenceConfig) -> int:
-    """Requests that run at a time."""
-    return config.threads or max(4, 2 * (os.cpu_count() or 1))
 
 
 async def _check_providers(config: InferenceConfig) -> None:
@@ -155,8 +155,8 @@ def _server(
     logs: LogSettings,
     regions: Regions | None,
     control: ModelControl | None,
+    fronts: Fronts,
 ) -> ThreadServer:
-    threads = _threads(config)
     servicer = OipServicer(
         repository,
         engine,
@@ -166,20 +166,23 @@ def _server(
         logs=logs,
         limits=Limits(
             largest=config.max_message_bytes,
-            streams=config.max_streams or max(1, threads // 2),
+            streams=config.max_streams or max(1, config.threads // 2),
             mirror=config.mirror_encoding,
         ),
-        control=control,
+        control=control and Everywhere(control, fronts),
         regions=regions,
+        copies=fronts.snapshots,
     )
     return ThreadServer(
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],
         observer(config, signals),
-        threads=threads,
-        max_message=config.max_message_bytes + _ENVELOPE,
+        threads=config.threads,
+        max_message=config.max_message_bytes + ENVELOPE,
         calls=config.max_waiting,
         silence=config.stream_idle_seconds,
         extra_ports=[] if config.second_port is None else [config.second_port],
+        processes=config.processes,
+        local=fronts.address,
     )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tidemill import names
-from tidemill.config import setting
+from tidemill.config import available_cores, setting
 from tidemill.errors import invalid
 from tidemill.rpc.config import ServerConfig
 
@@ -40,7 +40,13 @@ class InferenceConfig(ServerConfig):
 
     server_name: str = setting("name of the server in the metadata of the Open Inference Protocol", "tidemill")
     default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
-    threads: int = setting("requests that run at a time; 0 = two for each core", 0)
+    fronts: int = setting(
+        "processes that answer requests; each holds copies of the models that are small and without state; 0 = one a "
+        "core",
+        0,
+    )
+    front_model_bytes: int = setting("largest model of which each of these processes holds a copy", 256 << 20)
+    threads: int = setting("requests in work at a time in each process; a batch is made of these", 64)
     max_waiting: int = setting("requests in work and waiting together; more are refused", 1024)
     max_streams: int = setting(
         "streams of requests at a time, each of which holds a thread; 0 = half of the threads", 0
@@ -86,10 +92,24 @@ class InferenceConfig(ServerConfig):
             raise invalid("load_models", "is for explicit model control")
         if self.second_port is not None and not 0 <= self.second_port <= 65535:
             raise invalid("second_port", "must be in [0, 65535]")
-        for field in ("max_waiting", "max_message_bytes", "intra_op_threads", "load_concurrency", "max_model_bytes"):
+        for field in (
+            "threads",
+            "max_waiting",
+            "max_message_bytes",
+            "intra_op_threads",
+            "load_concurrency",
+            "max_model_bytes",
+        ):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
-        for field in ("threads", "max_streams", "cache_bytes", "response_cache_bytes", "max_model_memory"):
+        for field in (
+            "fronts",
+            "front_model_bytes",
+            "max_streams",
+            "cache_bytes",
+            "response_cache_bytes",
+            "max_model_memory",
+        ):
             if getattr(self, field) < 0:
                 raise invalid(field, "must not be negative")
         if self.stream_idle_seconds <= 0:
@@ -97,3 +117,8 @@ class InferenceConfig(ServerConfig):
         if not self.providers:
             raise invalid("providers", "must name at least one")
         names.check(self.default_alias, "default_alias")
+
+    @property
+    def processes(self) -> int:
+        """How many processes answer requests."""
+        return self.fronts or available_cores()

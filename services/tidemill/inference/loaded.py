@@ -1,5 +1,6 @@
 """A version in a runtime, shared by the requests that use it."""
 
+import secrets
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -45,6 +46,10 @@ class Loaded:
         self.signature = configuration.signature
         self.trace = trace
         self.label = str(version.number)
+        self.key = secrets.token_hex(8)
+        """Tells it from every other version that was or will be loaded, also of the same number."""
+        self.copied = False
+        """Whether other processes may hold copies of it."""
         self._lock = threading.Lock()
         self._users = 0
         self._idle: Callable[[], None] | None = None

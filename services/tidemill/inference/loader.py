@@ -15,6 +15,8 @@ from tidemill.inference import runtimes
 from tidemill.inference.assembly import Assembler, unconfigured
 from tidemill.inference.configuration import Configuration, Isolation
 from tidemill.inference.desired import Desired, Version
+from tidemill.inference.fronts.picture import may_be_copied
+from tidemill.inference.fronts.spool import Spool
 from tidemill.inference.isolation.isolated import isolate
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.modelconfig.complete import complete, tracked
@@ -40,6 +42,7 @@ class Loader:
         largest_model: most bytes that the files of a version may have together.
         memory: most bytes that the files of all loaded versions may have together, those of a swap counted twice;
             0 = any.
+        spool: keeps the files of versions of which other processes hold copies; None = there are none.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Loader:
         *,
         largest_model: int,
         memory: int = 0,
+        spool: Spool | None = None,
     ) -> None:
         self._source = source
         self._settings = settings
@@ -58,6 +62,7 @@ class Loader:
         self._tracer = telemetry.tracer
         self._largest_model = largest_model
         self._memory = memory
+        self._spool = spool
         self._sizes: dict[Loaded, int] = {}
         self._reserved = 0
         self._loads = Counter(
@@ -103,6 +108,8 @@ class Loader:
             await to_thread(loaded.close)
         self._sizes.pop(loaded, None)
         self._assembler.forget(loaded)
+        if self._spool is not None and loaded.copied:
+            await to_thread(self._spool.forget, loaded.key)
 
     async def tidy(self, desired: Desired) -> None:
         """Have the source forget what nobody needs any more."""
@@ -123,7 +130,20 @@ class Loader:
             runtime, configuration = await to_thread(self._start, kind, data, version, opened)
             loaded = self._assembler.assemble(version, configuration, runtime, trace.set_span_in_context(span))
             self._sizes[loaded] = size
+        await self._copy(loaded, kind, data, size)
         return loaded
+
+    async def _copy(self, loaded: Loaded, kind: type[Runtime], data: Mapping[str, bytes], size: int) -> None:
+        """Let other processes have copies of the version, if that is any use."""
+        spool = self._spool
+        if spool is None or size > spool.largest or not (kind.stateless and may_be_copied(loaded.configuration)):
+            return
+        try:
+            await to_thread(spool.keep, loaded.key, data)
+        except OSError as error:  # the version serves all the same
+            LOG.warning("a version cannot be copied to other processes", extra={"error": str(error)})
+            return
+        loaded.copied = True
 
     @contextmanager
     def _room(self, size: int) -> Iterator[None]:

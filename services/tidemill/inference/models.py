@@ -7,6 +7,7 @@ from tidemill.clock import Clock
 from tidemill.inference.assembly import Assembler
 from tidemill.inference.config import InferenceConfig
 from tidemill.inference.control import ModelControl
+from tidemill.inference.fronts.spool import Spool
 from tidemill.inference.loader import Loader
 from tidemill.inference.opened import Source
 from tidemill.inference.repository import Repository
@@ -25,6 +26,7 @@ class Building:
     settings: Settings
     telemetry: Telemetry
     clock: Clock
+    spool: Spool | None = None
 
     def loader(self, source: Source) -> Loader:
         """What loads the versions of a source."""
@@ -35,6 +37,7 @@ class Building:
             self.telemetry,
             largest_model=self.config.max_model_bytes,
             memory=self.config.max_model_memory,
+            spool=self.spool,
         )
 
 

@@ -4,7 +4,7 @@ Requests read one immutable picture, which the reconciler replaces as a whole: a
 no request sees half of it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -88,10 +88,26 @@ class Repository:
     def __init__(self, default_alias: str) -> None:
         self._default_alias = default_alias
         self._models: Mapping[str, Model] = {}
+        self.published: Callable[[], None] | None = None
+        """Called after each change."""
 
     def publish(self, models: Mapping[str, Model]) -> None:
         """Replace the picture."""
         self._models = models
+        if self.published is not None:
+            self.published()
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The picture."""
+        return self._models
+
+    def default(self, name: str) -> int | None:
+        """Number of the version that serves requests for a model without one; None when there is none."""
+        try:
+            return self._number(name, self._models[name], "")
+        except (KeyError, NotFound):
+            return None
 
     def acquire(self, name: str, version: str) -> Loaded:
         """The loaded version that serves such a request, in use until its context ends.

@@ -78,6 +78,8 @@ class Runtime(ABC):
 
     platform: ClassVar[str]
     """Kind of model and runtime, as clients of the Open Inference Protocol know it."""
+    stateless: ClassVar[bool] = False
+    """Whether copies in several processes answer like one, and loading a copy is cheap enough to have one in each."""
 
     @classmethod
     @abstractmethod

@@ -55,6 +55,7 @@ class OnnxRuntime(Runtime):
     """
 
     platform = "onnxruntime_onnx"
+    stateless = True
 
     def __init__(self, sessions: "Sequence[onnxruntime.InferenceSession]") -> None:
         self._session = sessions[0]

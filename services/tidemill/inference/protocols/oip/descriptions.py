@@ -1,6 +1,6 @@
 """What the server says of its models: metadata, configuration, statistics, the index."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from tidemill.api.compat.inference import model_config_pb2 as mc
 from tidemill.api.compat.inference import service_pb2 as pb
@@ -49,12 +49,19 @@ def index(entries: Iterable[Entry]) -> pb.RepositoryIndexResponse:
     return response
 
 
-def statistics(versions: Iterable[Loaded]) -> pb.ModelStatisticsResponse:
-    """The books of versions."""
+def statistics(versions: Iterable[Loaded], others: Mapping[str, Snapshot]) -> pb.ModelStatisticsResponse:
+    """The books of versions.
+
+    Args:
+        others: those that other processes keep of copies, by the version's key.
+    """
     response = pb.ModelStatisticsResponse()
     for loaded in versions:
         made = response.model_stats.add(name=loaded.version.model, version=loaded.label)
-        _put(made, loaded.statistics.snapshot())
+        books = loaded.statistics.snapshot()
+        if loaded.key in others:
+            books.add(others[loaded.key])
+        _put(made, books)
     return response
 
 

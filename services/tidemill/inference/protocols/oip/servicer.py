@@ -1,7 +1,7 @@
 """The servicer of the Open Inference Protocol: converts, calls, converts."""
 
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -19,6 +19,7 @@ from tidemill.inference.protocols.oip.responses import Writer
 from tidemill.inference.protocols.oip.unary import Unary, header
 from tidemill.inference.repository import Repository
 from tidemill.inference.sharedmemory.regions import Regions
+from tidemill.inference.statistics import Snapshot
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc import deadline
 from tidemill.slots import Slots
@@ -79,6 +80,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         limits: what clients may ask for.
         control: loads and unloads models; None where that is not for clients to ask.
         regions: of shared memory; None where clients share none.
+        copies: the books that other processes keep of copies of versions, by the version's key.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         limits: Limits,
         control: ModelControl | None = None,
         regions: Regions | None = None,
+        copies: Callable[[], Mapping[str, Snapshot]] = dict,
     ) -> None:
         self._repository = repository
         self._engine = engine
@@ -102,6 +105,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         self._logs = logs
         self._limits = limits
         self._control = control
+        self._copies = copies
         self._memory = SharedMemory(regions)
         self._reader = Reader(regions, limits.largest)
         self._writer = Writer(limits.mirror)
@@ -142,7 +146,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
 
     def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """The books of the versions that run."""
-        return descriptions.statistics(self._repository.loaded(request.name, request.version))
+        return descriptions.statistics(self._repository.loaded(request.name, request.version), self._copies())
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request."""

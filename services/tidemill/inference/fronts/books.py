@@ -1,0 +1,56 @@
+"""Metrics of several processes as those of one."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.metrics_core import Metric as Family
+
+from tidemill.telemetry import attributes
+
+Samples: TypeAlias = list[list[Any]]
+"""Name, kind, help, and samples (name, labels, value) of each metric, as they travel."""
+_SUMMED_GAUGES = frozenset({attributes.METRIC_RPC_IN_FLIGHT, attributes.METRIC_QUEUE_LENGTH})
+"""Gauges that count something of each process; others say something of the service, which the first process knows."""
+
+
+def read(registry: CollectorRegistry) -> Samples:
+    """What the metrics of this process say now."""
+    return [
+        [
+            family.name,
+            family.type,
+            family.documentation,
+            [[sample.name, dict(sample.labels), sample.value] for sample in family.samples],
+        ]
+        for family in registry.collect()
+    ]
+
+
+def merged(own: Iterable[Metric], others: Iterable[Samples]) -> list[Metric]:
+    """The metrics of this process, with those of others added: sums, but for gauges that each process would repeat."""
+    families: dict[str, tuple[str, str]] = {}
+    values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+
+    def add(name: str, kind: str, text: str, samples: Iterable[tuple[str, Mapping[str, str], float]]) -> None:
+        families.setdefault(name, (kind, text))
+        mine = values.setdefault(name, {})
+        for sample, labels, value in samples:
+            key = (sample, tuple(sorted(labels.items())))
+            if not sample.endswith("_created"):
+                value += mine.get(key, 0.0)
+            mine[key] = value
+
+    for family in own:
+        add(family.name, family.type, family.documentation, ((s.name, s.labels, s.value) for s in family.samples))
+    for process in others:
+        for name, kind, text, samples in process:
+            if kind != "gauge" or name in _SUMMED_GAUGES:
+                add(name, kind, text, ((sample, labels, value) for sample, labels, value in samples))
+    found = []
+    for name, (kind, text) in families.items():
+        family = Family(name, text, kind)
+        for (sample, labels), value in values[name].items():
+            family.add_sample(sample, dict(labels), value)
+        found.append(family)
+    return found

@@ -1,0 +1,167 @@
+"""The first process's side: keeps the fronts in step with what it serves, and their books with its own."""
+
+import asyncio
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import TimeoutError as LateError
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Metric
+
+from tidemill import records
+from tidemill.clock import Clock
+from tidemill.inference.config import InferenceConfig
+from tidemill.inference.control import ModelControl
+from tidemill.inference.fronts import books
+from tidemill.inference.fronts.build import Start
+from tidemill.inference.fronts.keeper import Keeper
+from tidemill.inference.fronts.picture import picture
+from tidemill.inference.fronts.spool import Spool
+from tidemill.inference.repository import Repository
+from tidemill.inference.statistics import Snapshot
+
+LOG = logging.getLogger(__name__)
+SOCKET = "first.sock"
+PATIENCE = 2.0
+"""Seconds that a scrape or a look at statistics waits for the fronts."""
+
+
+class Fronts:
+    """The fronts of a service, none or several.
+
+    Args:
+        config: the service's settings.
+        repository: what is served.
+        registry: metrics of this process.
+        ports: the port that is shared, and further ones; known once the server listens.
+        clock: times pauses.
+    """
+
+    def __init__(
+        self,
+        config: InferenceConfig,
+        repository: Repository,
+        registry: CollectorRegistry,
+        ports: Callable[[], tuple[int, Sequence[int]]],
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._repository = repository
+        self._registry = registry
+        self._ports = ports
+        self.processes = config.processes
+        self._folder = tempfile.TemporaryDirectory(prefix="tidemill-fronts-")
+        self.spool = Spool(Path(self._folder.name) / "spool", config.front_model_bytes)
+        self._keeper = Keeper(self.processes - 1, self._start, clock)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed = asyncio.Event()
+        self._shown = asyncio.Lock()
+
+    @property
+    def address(self) -> str:
+        """Where fronts reach this process; nobody else can open it."""
+        return f"unix:{self._folder.name}/{SOCKET}" if self.processes > 1 else ""
+
+    async def run(self) -> None:
+        """Keep the fronts running, for ever."""
+        if self.processes == 1:
+            await asyncio.Event().wait()
+        self._loop = asyncio.get_running_loop()
+        await self.show()
+        await asyncio.gather(self._keeper.run(), self._follow())
+
+    def changed(self) -> None:
+        """What is served has changed. Called on the loop."""
+        self._changed.set()
+
+    async def show(self) -> None:
+        """Tell the fronts what is served now; from the return on, none answers with anything else."""
+        async with self._shown:
+            self._changed.clear()
+            models = self._repository.models
+            await self._keeper.show(picture(models, self.spool, self._repository.default))
+
+    async def ask(self, document: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The answers of all fronts to an order."""
+        return await self._keeper.ask(document)
+
+    async def close(self) -> None:
+        """Let the fronts finish what they have, and end them."""
+        await self._keeper.close(self._config.drain_seconds)
+
+    def remove(self) -> None:
+        """Remove what was kept for them."""
+        self._folder.cleanup()
+
+    def sync(self) -> None:
+        """`show`, for any other thread than the loop's."""
+        if self._loop is not None:
+            asyncio.run_coroutine_threadsafe(self.show(), self._loop).result()
+
+    def collect(self) -> Iterable[Metric]:
+        """The metrics of all processes. Called from any other thread than the loop's."""
+        return books.merged(self._registry.collect(), [report["metrics"] for report in self._reports()])
+
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The books of all copies, by the key of the version. Called from any other thread than the loop's."""
+        found: dict[str, Snapshot] = {}
+        for report in self._reports():
+            for key, values in report["statistics"].items():
+                snapshot = records.decode(Snapshot, json.dumps(values).encode())
+                found.setdefault(key, Snapshot()).add(snapshot)
+        return found
+
+    def _reports(self) -> list[dict[str, Any]]:
+        if self._loop is None:
+            return []
+        asked = asyncio.run_coroutine_threadsafe(self._keeper.ask({"report": True}), self._loop)
+        try:
+            return asked.result(PATIENCE)
+        except LateError:
+            LOG.warning("the fronts do not tell what they have counted")
+            return []
+
+    async def _follow(self) -> None:
+        while True:
+            await self._changed.wait()
+            await self.show()
+
+    def _start(self) -> Mapping[str, Any]:
+        port, extra_ports = self._ports()
+        start = Start(
+            config=self._config,
+            address=self.address,
+            port=port,
+            extra_ports=tuple(extra_ports),
+            processes=self.processes,
+        )
+        document: dict[str, Any] = json.loads(records.encode(start))
+        return document
+
+
+class Everywhere:
+    """Model control that holds for all processes: see `ModelControl`.
+
+    Args:
+        inner: does it in the first process.
+        fronts: the others.
+    """
+
+    def __init__(self, inner: ModelControl, fronts: Fronts) -> None:
+        self._inner = inner
+        self._fronts = fronts
+
+    def load(self, model: str, config: str, files: Mapping[str, bytes], version: str = "") -> None:
+        """Load a model; on return no process answers with what it has replaced."""
+        self._inner.load(model, config, files, version)
+        self._fronts.sync()
+
+    def unload(self, model: str, dependents: bool, version: str = "") -> None:
+        """Unload a model; on return no process answers with it."""
+        try:
+            self._inner.unload(model, dependents, version)
+        finally:
+            self._fronts.sync()

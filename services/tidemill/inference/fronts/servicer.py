@@ -1,0 +1,48 @@
+"""The protocol as a front serves it: by a copy of the model where there is one, else by the first process."""
+
+from typing import Any
+
+import grpc
+
+from tidemill.api.compat.inference import service_pb2 as pb
+from tidemill.inference.fronts.mirror import Mirror
+from tidemill.inference.fronts.relay import Relay
+from tidemill.inference.protocols.oip.memory import REGION
+from tidemill.inference.protocols.oip.unary import Unary
+
+Context = grpc.ServicerContext
+
+
+class FrontServicer:
+    """All methods but `ModelInfer` are the relay's.
+
+    Args:
+        mirror: the copies.
+        unary: answers requests for them.
+        relay: has the first process answer.
+    """
+
+    def __init__(self, mirror: Mirror, unary: Unary, relay: Relay) -> None:
+        self._mirror = mirror
+        self._unary = unary
+        self._relay = relay
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._relay, method)
+
+    def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        """Run one request, here or there."""
+        loaded = self._mirror.acquire(request.model_name, request.model_version)
+        if loaded is None:
+            return self._relay.unary("ModelInfer", request, context)  # type: ignore[no-any-return]
+        with loaded:
+            if _shares_memory(request):
+                return self._relay.unary("ModelInfer", request, context)  # type: ignore[no-any-return]
+            return self._unary.infer(loaded, request, context)
+
+
+def _shares_memory(request: pb.ModelInferRequest) -> bool:
+    """Whether tensors lie in memory that the first process alone knows."""
+    return any(tensor.parameters and REGION in tensor.parameters for tensor in request.inputs) or any(
+        output.parameters and REGION in output.parameters for output in request.outputs
+    )

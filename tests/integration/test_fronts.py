@@ -1,0 +1,143 @@
+"""Several processes that answer on one port: to clients they are one server."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.support import onnxmodels
+from tests.support.inference import Serving
+from tests.support.modelfolders import Folder, factor, serve_folder
+from tests.support.wait import until
+from tidemill import errors
+from tidemill.api.compat.inference import service_pb2 as pb
+from tidemill.api.compat.inference import service_pb2_grpc as pg
+from tidemill.clients.inference import InferenceClient
+
+X = {"x": np.ones((1, 2), np.float32)}
+CONNECTIONS = 12
+"""So many go to both of two processes for certain: they are dealt out in turn."""
+
+
+def children() -> set[int]:
+    """Processes that this one has started and that still run."""
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    return {int(pid) for pid in task.read_text().split()}
+
+
+def processes(serving: Serving) -> int:
+    """How many processes listen on the server's port."""
+    wanted = f"{serving.app.port:04X}"
+    inodes = set()
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    for line in [line for table in tables for line in table]:
+        fields = line.split()
+        if fields[1].endswith(f":{wanted}") and fields[3] == "0A":
+            inodes.add(fields[9])
+    return len(inodes)
+
+
+@pytest.fixture
+async def folders(tmp_path: Path) -> Folder:
+    folders = Folder(tmp_path / "models")
+    folders.version("m", 1, onnxmodels.scale(1))
+    return folders
+
+
+@pytest.fixture
+async def serving(folders: Folder) -> AsyncIterator[Serving]:
+    async with serve_folder(folders.root, fronts=2, model_control="explicit", load_models=("*",)) as serving:
+        await serving.serves("m")
+        await until(lambda: processes(serving) == 2, 60, "both processes listen")
+        yield serving
+
+
+class Everyone:
+    """Clients with connections of their own, which so reach every process."""
+
+    def __init__(self, clients: list[InferenceClient]) -> None:
+        self.clients = clients
+
+    async def versions(self, model: str = "m", version: str = "") -> Counter[tuple[float, str]]:
+        """What all of them get: the factor, and the version that says so."""
+        results = await asyncio.gather(*(client.infer(model, X, version=version) for client in self.clients))
+        return Counter((float(result.outputs["y"][0, 0]), result.model_version) for result in results)
+
+
+@pytest.fixture
+async def everyone(serving: Serving) -> AsyncIterator[Everyone]:
+    async with AsyncExitStack() as stack:
+        yield Everyone(
+            [await stack.enter_async_context(InferenceClient(serving.app.address)) for _ in range(CONNECTIONS)]
+        )
+
+
+async def test_both_answer_and_one_keeps_the_books(serving: Serving, everyone: Everyone) -> None:
+    for _ in range(5):
+        assert await everyone.versions() == {(1.0, "1"): CONNECTIONS}
+    async with grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub = pg.GRPCInferenceServiceStub(channel)
+        (stats,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="m", version="1"))).model_stats
+    assert stats.inference_stats.success.count == 5 * CONNECTIONS
+    assert stats.inference_count == 5 * CONNECTIONS
+    url = f"http://127.0.0.1:{serving.app.ops_port}/metrics"
+    shown = (await asyncio.to_thread(lambda: urlopen(url, timeout=10).read())).decode()
+    assert f'tidemill_inferences_total{{model="m",outcome="success",version="1"}} {5 * CONNECTIONS}.0' in shown
+    assert "tidemill_models_loaded 1.0" in shown
+
+
+async def test_a_load_and_an_unload_hold_everywhere(folders: Folder, serving: Serving, everyone: Everyone) -> None:
+    async with grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub = pg.GRPCInferenceServiceStub(channel)
+        for number in (2, 3, 4):
+            folders.version("m", number, onnxmodels.scale(number))
+            await stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="m"))
+            assert await everyone.versions() == {(float(number), str(number)): CONNECTIONS}
+        await stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="m"))
+    for client in everyone.clients:
+        with pytest.raises((errors.NotFound, errors.Unavailable), match="Request for unknown model"):
+            await client.infer("m", X)
+        assert not await client.model_ready("m")
+
+
+async def test_errors_are_the_same_from_each(everyone: Everyone) -> None:
+    for client in everyone.clients:
+        with pytest.raises(errors.Invalid, match="unexpected inference input 'nope' for model 'm'"):
+            await client.infer("m", {"nope": X["x"]})
+        with pytest.raises(errors.NotFound, match="Request for unknown model: 'q' is not found"):
+            await client.infer("q", X)
+        with pytest.raises(errors.Invalid, match="stol"):
+            await client.infer("m", X, version="x")
+
+
+async def test_a_killed_front_comes_back_and_its_callers_find_the_other(serving: Serving, everyone: Everyone) -> None:
+    before = children()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: children() and not children() & before, 60, "another front has started")
+    await until(lambda: processes(serving) == 2, 60, "it listens")
+
+    async def answered() -> bool:
+        try:
+            return await everyone.versions() == {(1.0, "1"): CONNECTIONS}
+        except (errors.Unavailable, errors.Cancelled):  # connections of the dead
+            return False
+
+    await until(answered, 30, "all are answered")
+
+
+async def test_nothing_is_left(folders: Folder) -> None:
+    before = children()
+    async with serve_folder(folders.root, fronts=3) as serving:
+        await until(lambda: processes(serving) == 3, 60, "all listen")
+        assert await factor(serving, "m") == (1.0, "1")
+        assert len(children() - before) == 2
+    assert children() <= before
