@@ -66,6 +66,6 @@ async def test_sync_and_aio_clients(tmp_path: Path) -> None:
             "expected 2 inputs but got 1 inputs for model 'simple'. Got input(s) ['a'], but missing required input(s) "
             "['b']. Please provide all required input(s).",
         ],
-        "config": ["simple", "onnx", [["a", 8, [-1, 4]], ["b", 8, [-1, 4]]]],
+        "config": ["simple", "onnxruntime", [["a", 8, [-1, 4]], ["b", 8, [-1, 4]]]],
         "callback": TOTAL,
     }
