@@ -197,3 +197,109 @@ async def test_says_when_all_is_settled(world: World) -> None:
     let.set()
     await until(lambda: len(world.settled) == 1)
     assert set(world.settled[0].versions) == {("m", 1)}
+
+
+def kept(*numbers: int, artifact: str = "a", model: str = "m") -> Desired:
+    """What a repository wants of one model: versions that stand in for each other."""
+    versions = {(model, number): version(number, model, artifact) for number in numbers}
+    return Desired({model: {}}, versions, keeps=True)
+
+
+async def test_does_not_unload_when_other_in_error(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    world.loads.results[2] = [Invalid("broken")]
+    world.reconciler.want(kept(2))
+    await world.until_states(v1="READY", v2="UNAVAILABLE")
+    assert world.serves() == 1
+    world.reconciler.want(kept(3))
+    await world.until_states(v1="UNAVAILABLE", v3="READY")
+    assert (world.serves(), world.loads.unloaded) == (3, [1])
+
+
+async def test_one_of_several_new_versions_is_enough_to_unload_the_old(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    let = world.loads.hold(2)
+    world.loads.results[3] = [Invalid("broken")]
+    world.reconciler.want(kept(2, 3))
+    await world.until_states(v1="READY", v2="LOADING", v3="UNAVAILABLE")
+    let.set()
+    await world.until_states(v1="UNAVAILABLE", v2="READY", v3="UNAVAILABLE")
+
+
+async def test_other_content_of_a_number_stands_in_until_the_new_one_is_ready(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    let = world.loads.hold(1)
+    world.reconciler.want(kept(1, artifact="b"))
+    await until(lambda: world.loads.attempts == [1, 1])
+    assert world.states() == {"1": "READY"}
+    assert artifact(world) == "a" * 64
+    let.set()
+    await until(lambda: world.loads.unloaded == [1])
+    assert artifact(world) == "b" * 64
+
+
+async def test_failed_content_of_a_number_leaves_the_one_before(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    world.loads.results[1] = [Invalid("broken")]
+    world.reconciler.want(kept(1, artifact="b"))
+    done = await world.reconciler.until_loaded([("m", 1)])
+    assert done["m", 1].reason == "broken"
+    assert world.states() == {"1": "READY"}
+    assert artifact(world) == "a" * 64
+    world.reconciler.want(kept(1))  # it is put back: nothing is to be loaded
+    assert (world.loads.attempts, world.loads.unloaded) == ([1, 1], [])
+    assert artifact(world) == "a" * 64
+
+
+async def test_content_that_changes_while_it_loads(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    let = world.loads.hold(1)
+    for content in "bcd":
+        world.reconciler.want(kept(1, artifact=content))
+    assert artifact(world) == "a" * 64
+    let.set()
+    await until(lambda: world.loads.unloaded == [1])
+    assert artifact(world) == "d" * 64
+
+
+async def test_unaspire_then_immediately_reaspire(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    with world.repository.acquire("m", ""):
+        world.reconciler.want(Desired({"m": {}}, {}, keeps=True))
+        assert world.states() == {"1": "UNLOADING"}
+        world.reconciler.want(kept(1))
+        await until(lambda: world.states() == {"1": "READY"})
+    await until(lambda: world.loads.unloaded == [1])
+    assert world.serves() == 1
+
+
+async def test_unloaded_versions_are_remembered_while_the_model_is_there(world: World) -> None:
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="READY")
+    world.reconciler.want(Desired({"m": {}}, {}, keeps=True))
+    await world.until_states(v1="UNAVAILABLE")
+    assert [entry.reason for entry in world.repository.index(only_ready=False)] == ["unloaded"]
+    world.reconciler.want(Desired(keeps=True))
+    assert world.states() == {}
+
+
+async def test_a_failed_version_is_tried_again_when_asked(world: World) -> None:
+    world.loads.results[1] = [Invalid("broken")]
+    world.reconciler.want(kept(1))
+    await world.until_states(v1="UNAVAILABLE")
+    world.reconciler.want(kept(1))
+    assert world.loads.attempts == [1]
+    world.reconciler.want(kept(1), again=[("m", 1)])
+    await world.until_states(v1="READY")
+
+
+def artifact(world: World) -> str:
+    """The content that serves."""
+    with world.repository.acquire("m", "") as loaded:
+        return loaded.version.artifact
