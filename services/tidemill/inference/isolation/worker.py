@@ -47,6 +47,7 @@ class Worker:
         self._limits = limits
         self._changed = changed
         self._restarts = Restarts(limits, clock)
+        self._pause = 0.0
         self._stop = threading.Event()
         self._first = threading.Event()
         self._refused: TidemillError | None = None
@@ -106,18 +107,18 @@ class Worker:
                 return
             if self._stop.is_set():
                 return
-            pause = self._restarts.crashed()
             LOG.error(
                 "a model's process is gone and will be started again",
-                extra={"model": self._model, "error": error.message, "pause_s": pause},
+                extra={"model": self._model, "error": error.message, "pause_s": self._pause},
             )
-            self._stop.wait(pause)
+            self._stop.wait(self._pause)
 
     def _live(self) -> TidemillError:
         """One process from its start to its end; what ended it."""
         try:
             process = Process(self._model)
         except Unavailable as unavailable:
+            self._pause = self._restarts.crashed()
             return unavailable
         with self._guard:
             self._process = process
@@ -130,6 +131,7 @@ class Worker:
         except ChannelClosed:
             LOG.debug("a model's process has ended before it could load", extra={"model": self._model})
         finally:
+            self._pause = self._restarts.crashed()
             with self._changed:
                 self.session = None
                 self._changed.notify_all()
