@@ -55,6 +55,7 @@ class Executor:
         self._series = series
         self._spans = RunSpans(tracer, model, version)
         self._turns = Turns(instances)
+        self._plain = not isinstance(runtime, CallRuntime)
 
     def run_one(self, call: Call) -> Answer:
         """Run `call` now, on this thread, as soon as an instance is free.
@@ -65,6 +66,8 @@ class Executor:
         if not self._turns.take(call.expires):
             raise self.expired(call)
         try:
+            if self._plain and call.trace is None:
+                return self._at_once(call)
             reply = self._single(call)
         finally:
             self._turns.give()
@@ -159,6 +162,26 @@ class Executor:
         left = [call for call, away in zip(calls, gone, strict=True) if not away]
         replies = iter(self._run(left, closed, arrangement) if left else ())
         return [self.expired(call) if away else next(replies) for call, away in zip(calls, gone, strict=True)]
+
+    def _at_once(self, call: Call) -> Answer:
+        """What `_single` does for a call that is not recorded, with as little around the model as possible.
+
+        Raises:
+            TidemillError: it failed, or nobody waits for it any more.
+        """
+        if not call.wanted:
+            raise self.expired(call)
+        started = call.started = time.monotonic_ns()
+        try:
+            found = self.runtime.run(call.inputs, call.outputs)
+        except TidemillError as error:
+            raise self.failed(call, error) from error
+        except Exception as error:  # a model's fault is its callers' answer, and the log's
+            raise self.failed(call, _fault(error)) from error
+        ended = time.monotonic_ns()
+        self.statistics.answered(call.rows, started - call.arrived, ended - started, ended - call.arrived)
+        self._series.success(1, ended - started)
+        return Answer(outputs=dict(zip(call.outputs, found, strict=True)))
 
     def _single(self, call: Call) -> Answer | TidemillError:
         if not call.wanted:

@@ -129,6 +129,34 @@ class Statistics:
             now.infer.add(count * times.infer, count)
             now.output.add(count * times.output, count)
 
+    def answered(self, rows: int, queued: int, infer: int, total: int) -> None:
+        """One run of the model for one request, which took nothing but the model's time: `executed` at less cost.
+
+        Args:
+            rows: of the request.
+            queued, infer, total: nanoseconds that it waited, that the model ran, and from its arrival to its answer.
+        """
+        with self._lock:
+            now = self._now
+            now.last = max(now.last, time.time_ns() // 1_000_000)
+            now.inferences += rows
+            now.executions += 1
+            size = now.batches.get(rows)
+            if size is None:
+                size = now.batches[rows] = Execution()
+            size.input.count += 1
+            size.infer.count += 1
+            size.infer.ns += infer
+            size.output.count += 1
+            now.success.count += 1
+            now.success.ns += total
+            now.queue.count += 1
+            now.queue.ns += queued
+            now.input.count += 1
+            now.infer.count += 1
+            now.infer.ns += infer
+            now.output.count += 1
+
     def failed(self, total: int) -> None:
         """A request failed, `total` nanoseconds after it came."""
         with self._lock:
