@@ -1,6 +1,7 @@
 """Settings of the inference service: where models come from, how they run, and who it says it is."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tidemill import names
 from tidemill.config import available_cores, setting
@@ -84,6 +85,8 @@ class InferenceConfig(ServerConfig):
         ServerConfig.__post_init__(self)
         if not self.data and not self.model_repository:
             raise invalid("data", "must name a directory")
+        if self.model_repository and not Path(self.model_repository).is_dir():
+            raise invalid("model_repository", f"{self.model_repository} is no directory")
         if self.model_control not in ("none", "poll", "explicit"):
             raise invalid("model_control", "must be none, poll or explicit")
         if not 0.1 <= self.poll_seconds <= 86400:

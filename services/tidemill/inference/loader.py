@@ -1,5 +1,6 @@
 """From a desired version to one that can run: open, load from bytes, complete its configuration, warm up."""
 
+import asyncio
 import logging
 from asyncio import to_thread
 from collections.abc import Iterator, Mapping
@@ -118,7 +119,8 @@ class Loader:
     async def _load(self, version: Version, span: trace.Span) -> Loaded:
         opened = await self._source.open(version)
         if opened.configuration is not None and opened.configuration.steps:
-            return self._assembler.assemble(version, opened.configuration, None, trace.set_span_in_context(span))
+            composed = replace(opened.configuration, tracked=tracked(opened.configuration))
+            return self._assembler.assemble(version, composed, None, trace.set_span_in_context(span))
         kind = await to_thread(plugins.load, runtimes, opened.runtime, Runtime)
         chosen = kind.select(list(opened.sizes))
         size = sum(opened.sizes[path] for path in chosen)
@@ -127,10 +129,20 @@ class Loader:
         span.set_attribute(attributes.BYTES, size)
         with self._room(size):
             data = await opened.read(chosen)
-            runtime, configuration = await to_thread(self._start, kind, data, version, opened)
-            loaded = self._assembler.assemble(version, configuration, runtime, trace.set_span_in_context(span))
+            runtime, configuration = await _given_up(
+                asyncio.ensure_future(to_thread(self._start, kind, data, version, opened))
+            )
+            try:
+                loaded = self._assembler.assemble(version, configuration, runtime, trace.set_span_in_context(span))
+            except BaseException:
+                await to_thread(runtime.close)
+                raise
             self._sizes[loaded] = size
-        await self._copy(loaded, kind, data, size)
+        try:
+            await self._copy(loaded, kind, data, size)
+        except BaseException:
+            await asyncio.shield(self.unload(loaded))
+            raise
         return loaded
 
     async def _copy(self, loaded: Loaded, kind: type[Runtime], data: Mapping[str, bytes], size: int) -> None:
@@ -222,3 +234,18 @@ class Loader:
         if version.signature is not None and (problem := contradiction(version.signature, runtime.signature)):
             raise Invalid(f"the file is not what the registry declares: {problem}", reason="SIGNATURE_MISMATCH")
         return configuration
+
+
+async def _given_up(starting: "asyncio.Future[tuple[Runtime, Configuration]]") -> tuple[Runtime, Configuration]:
+    """What starts in another thread, which nothing can stop: closed when it has started, if nobody waits any more."""
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_close)
+        raise
+
+
+def _close(started: "asyncio.Future[tuple[Runtime, Configuration]]") -> None:
+    if not started.cancelled() and started.exception() is None:
+        runtime, _ = started.result()
+        runtime.close()
