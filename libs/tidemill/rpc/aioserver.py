@@ -14,6 +14,7 @@ import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
+from tidemill.rpc.malformed import check, checked_async, tolerant
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.status import to_status
 from tidemill.slots import Slots
@@ -49,7 +50,7 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
         if unobserved(method):
             return _counted(handler, self._probes) if handler.response_streaming else handler  # type: ignore[no-any-return]
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -80,7 +81,7 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
             try:
                 call.authorize()
                 with room:
-                    response = await behaviour(request, context)
+                    response = await behaviour(_readable(request), context)
             except asyncio.CancelledError:
                 call.cancel()
                 raise
@@ -99,7 +100,7 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
             try:
                 call.authorize()
                 with self._streams:
-                    async for response in behaviour(request, context):
+                    async for response in behaviour(_readable(request), context):
                         yield response
             except (asyncio.CancelledError, GeneratorExit):
                 call.cancel()
@@ -109,6 +110,14 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
             call.succeed()
 
         return handle
+
+
+def _readable(request: Any) -> Any:
+    """A request, or a stream of them, that could be read. Raises Invalid."""
+    if hasattr(request, "__aiter__"):
+        return checked_async(request)
+    check(request)
+    return request
 
 
 def _counted(handler: Any, places: Slots) -> Any:

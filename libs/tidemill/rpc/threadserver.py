@@ -13,6 +13,7 @@ import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
+from tidemill.rpc.malformed import check, checked, tolerant
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.probes import Probes
 from tidemill.rpc.silence import Silence
@@ -87,7 +88,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             # Of this kind it is run at once, and does not wait for a request.
             return grpc.stream_unary_rpc_method_handler(self._probes.here(self._unary(method, _refuse)))
         codec = {
-            "request_deserializer": handler.request_deserializer,
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:
@@ -108,7 +109,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         """`behaviour`, for clients that go on sending."""
 
         def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> T:
-            return behaviour(self._silence.watch(requests, context), context)
+            return behaviour(checked(self._silence.watch(requests, context)), context)
 
         return handle
 
@@ -126,6 +127,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             call = self._begin(method, context)
             try:
                 call.authorize()
+                check(request)
                 response = behaviour(request, context)
             except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
                 _abort(context, call, error)
@@ -143,6 +145,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             call = own.run(self._begin, method, context)
             try:
                 own.run(call.authorize)
+                check(request)
                 responses = own.run(lambda: iter(behaviour(request, context)))
                 while (response := own.run(next, responses, _END)) is not _END:
                     yield response

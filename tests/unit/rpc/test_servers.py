@@ -258,3 +258,26 @@ async def test_unknown_method_is_unimplemented(kind: str) -> None:
         method: Any = caller.channel.unary_unary("/no.Such/Method")
         with pytest.raises(errors.Unimplemented), translated():
             await method(b"")
+
+
+@pytest.mark.parametrize("method", ["GetGroup", "Pull", "Push"])
+async def test_what_is_no_message_is_the_callers_fault(kind: str, method: str) -> None:
+    rubbish = b"\x0a\xff\xff"
+
+    async def many() -> AsyncIterator[bytes]:
+        yield rubbish
+
+    async with served(kind) as (_, caller, _stub):
+        channel, path = caller.channel, f"/{SERVICE.full_name}/{method}"
+
+        async def send() -> None:
+            with translated():
+                if method == "GetGroup":
+                    await channel.unary_unary(path)(rubbish)
+                elif method == "Pull":
+                    await channel.unary_stream(path)(rubbish).read()
+                else:
+                    await channel.stream_unary(path)(many())
+
+        with pytest.raises(errors.Invalid, match="no message that this method takes"):
+            await send()
