@@ -268,7 +268,8 @@ async def test_what_is_no_message_is_the_callers_fault(kind: str, method: str) -
         yield rubbish
 
     async with served(kind) as (_, caller, _stub):
-        channel, path = caller.channel, f"/{SERVICE.full_name}/{method}"
+        channel: Any = caller.channel
+        path = f"/{SERVICE.full_name}/{method}"
 
         async def send() -> None:
             with translated():
