@@ -24,7 +24,8 @@ def load(package: ModuleType, name: str, base: type[T]) -> type[T]:
     """The one subclass of `base` that the file `name` of `package` defines.
 
     Raises:
-        Invalid: with reason UNKNOWN_PLUGIN when there is no such file; the message lists those there are.
+        Invalid: with reason UNKNOWN_<KIND> when there is no such file; the message lists those there are. With reason
+            PACKAGE_MISSING when it needs a package that is not installed.
     """
     known = names(package)
     kind = package.__name__.rsplit(".", 1)[-1].rstrip("s")
@@ -36,7 +37,16 @@ def load(package: ModuleType, name: str, base: type[T]) -> type[T]:
             metadata={kind: shown, "known": ",".join(known)},
             violations={kind: f"must be one of {', '.join(known)}"},
         )
-    module = importlib.import_module(f"{package.__name__}.{name}")
+    try:
+        module = importlib.import_module(f"{package.__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("tidemill"):
+            raise
+        raise Invalid(
+            f"the {kind} {name!r} needs the package {error.name!r}, which is not installed here",
+            reason="PACKAGE_MISSING",
+            metadata={kind: name, "package": error.name},
+        ) from error
     found = [
         member
         for member in vars(module).values()

@@ -34,6 +34,12 @@ def test_one_file_is_one_plugin_and_only_what_is_asked_for_is_imported(animals: 
     assert plugins.load(animals, "cat", Animal).__name__ == "Cat"
 
 
+def test_a_missing_package_is_named(animals: types.ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "zoo_animals" / "eel.py").write_text("import packages_of_the_sea\n")
+    with pytest.raises(Invalid, match="'eel' needs the package 'packages_of_the_sea', which is not installed"):
+        plugins.load(animals, "eel", Animal)
+
+
 def test_an_unknown_name_lists_those_there_are(animals: types.ModuleType) -> None:
     with pytest.raises(Invalid, match="known are cat, dog") as error:
         plugins.load(animals, "../etc", Animal)
