@@ -40,7 +40,7 @@ def load(package: ModuleType, name: str, base: type[T]) -> type[T]:
     try:
         module = importlib.import_module(f"{package.__name__}.{name}")
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("tidemill"):
+        if error.name is None or error.name.startswith((package.__name__, "tidemill")):
             raise
         raise Invalid(
             f"the {kind} {name!r} needs the package {error.name!r}, which is not installed here",

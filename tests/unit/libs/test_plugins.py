@@ -1,5 +1,6 @@
 """Plug-ins are found by file name."""
 
+import importlib
 import types
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def test_one_file_is_one_plugin_and_only_what_is_asked_for_is_imported(animals: 
 
 def test_a_missing_package_is_named(animals: types.ModuleType, tmp_path: Path) -> None:
     (tmp_path / "zoo_animals" / "eel.py").write_text("import packages_of_the_sea\n")
+    importlib.invalidate_caches()
     with pytest.raises(Invalid, match="'eel' needs the package 'packages_of_the_sea', which is not installed"):
         plugins.load(animals, "eel", Animal)
 
