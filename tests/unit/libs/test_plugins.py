@@ -1,6 +1,7 @@
 """Plug-ins are found by file name."""
 
 import importlib
+import sys
 import types
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def animals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType
     (folder / "cat.py").write_text(f"from {__name__} import Animal\nclass Cat(Animal): pass\n")
     (folder / "dog.py").write_text("raise RuntimeError('imported unasked')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "zoo_animals"]:
+        monkeypatch.delitem(sys.modules, name)
     import zoo_animals  # type: ignore[import-not-found]
 
     assert isinstance(zoo_animals, types.ModuleType)
