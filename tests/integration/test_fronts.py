@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import grpc
@@ -53,8 +54,9 @@ async def folders(tmp_path: Path) -> Folder:
 
 
 @pytest.fixture
-async def serving(folders: Folder) -> AsyncIterator[Serving]:
-    async with serve_folder(folders.root, fronts=2, model_control="explicit", load_models=("*",)) as serving:
+async def serving(folders: Folder, tmp_path: Path) -> AsyncIterator[Serving]:
+    traces: dict[str, Any] = {"traces": f"file:{tmp_path / 'traces'}", "trace_sample": 0.0}
+    async with serve_folder(folders.root, fronts=2, model_control="explicit", load_models=("*",), **traces) as serving:
         await serving.serves("m")
         await until(lambda: processes(serving) == 2, 60, "both processes listen")
         yield serving
@@ -106,6 +108,26 @@ async def test_a_load_and_an_unload_hold_everywhere(folders: Folder, serving: Se
         with pytest.raises((errors.NotFound, errors.Unavailable), match="Request for unknown model"):
             await client.infer("m", X)
         assert not await client.model_ready("m")
+
+
+async def test_trace_settings_hold_everywhere(serving: Serving, everyone: Everyone, tmp_path: Path) -> None:
+    def told() -> int:
+        lines = [line for path in tmp_path.glob("traces/*") for line in path.read_text().splitlines()]
+        return sum("inference.execute" in line for line in lines)
+
+    async def change(level: str) -> None:
+        async with grpc.aio.insecure_channel(serving.app.address) as channel:
+            request = pb.TraceSettingRequest(model_name="m")
+            request.settings["trace_level"].value.append(level)
+            request.settings["trace_rate"].value.append("1")
+            await pg.GRPCInferenceServiceStub(channel).TraceSetting(request)
+
+    await change("OFF")
+    await everyone.versions()
+    assert told() == 0
+    await change("TIMESTAMPS")
+    await everyone.versions()
+    await until(lambda: told() == CONNECTIONS, what="every request is recorded")
 
 
 async def test_errors_are_the_same_from_each(everyone: Everyone) -> None:

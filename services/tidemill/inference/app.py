@@ -69,7 +69,8 @@ def build(
     ensembles = Ensembles(repository, engine, signals.tracer, config.threads)
     app: App
     clock = clock or SystemClock()
-    fronts = Fronts(config, repository, signals.registry, lambda: (app.port, server.extra_ports), clock)
+    tracing = Tracing(signals.tracer, config.trace_sample)
+    fronts = Fronts(config, repository, signals.registry, lambda: (app.port, server.extra_ports), tracing, clock)
     repository.published = fronts.changed
     building = Building(
         config=config,
@@ -83,7 +84,7 @@ def build(
         ),
         telemetry=signals,
         clock=clock,
-        spool=fronts.spool if config.processes > 1 else None,
+        spool=fronts.spool,
     )
     if config.model_repository:
         models = from_folder(building)
@@ -93,7 +94,7 @@ def build(
     _count_loaded(repository, signals)
     regions = Regions() if config.allow_client_shm else None
     logs = LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers)
-    server = _server(config, repository, engine, signals, state, logs, regions, models.control, fronts)
+    server = _server(config, repository, engine, signals, state, logs, regions, models.control, fronts, tracing)
 
     async def close() -> None:
         fronts.remove()
@@ -156,13 +157,14 @@ def _server(
     regions: Regions | None,
     control: ModelControl | None,
     fronts: Fronts,
+    tracing: Tracing,
 ) -> ThreadServer:
     servicer = OipServicer(
         repository,
         engine,
         Identity(config.server_name, release_of("tidemill")),
         lambda: state.ready,
-        tracing=Tracing(signals.tracer, config.trace_sample),
+        tracing=tracing,
         logs=logs,
         limits=Limits(
             largest=config.max_message_bytes,

@@ -80,6 +80,14 @@ class Tracing:
         }
         self._set: dict[str, dict[str, Values]] = {}
         self._choices: dict[str, _Choice] = {}
+        self.updated: Callable[[str, Mapping[str, Sequence[str]]], None] | None = None
+        """Called after each change, with what was changed."""
+
+    @property
+    def changes(self) -> dict[str, dict[str, Values]]:
+        """What is set, by model ("" = for all)."""
+        with self._lock:
+            return {model: dict(found) for model, found in self._set.items()}
 
     def begin(self, model: str, traceparent: Callable[[], str]) -> Recorded | None:
         """What records a request to `model`; None when it is not recorded.
@@ -157,6 +165,8 @@ class Tracing:
             kept = {name: choice for name, choice in self._choices.items() if name in self._set and name not in again}
             fresh = {name: _Choice({**shared, **self._set[name]}) for name in again if name in self._set}
             self._choices = kept | fresh
+        if self.updated is not None:
+            self.updated(model, checked)
 
 
 class _Choice:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as LateError
 from pathlib import Path
@@ -22,6 +24,7 @@ from tidemill.inference.fronts.picture import picture
 from tidemill.inference.fronts.spool import Spool
 from tidemill.inference.repository import Repository
 from tidemill.inference.statistics import Snapshot
+from tidemill.inference.tracing import Tracing
 
 LOG = logging.getLogger(__name__)
 SOCKET = "first.sock"
@@ -37,6 +40,7 @@ class Fronts:
         repository: what is served.
         registry: metrics of this process.
         ports: the port that is shared, and further ones; known once the server listens.
+        tracing: which requests are recorded, in all processes; what is counted is counted by each for itself.
         clock: times pauses.
     """
 
@@ -46,15 +50,20 @@ class Fronts:
         repository: Repository,
         registry: CollectorRegistry,
         ports: Callable[[], tuple[int, Sequence[int]]],
+        tracing: Tracing,
         clock: Clock,
     ) -> None:
         self._config = config
         self._repository = repository
         self._registry = registry
         self._ports = ports
+        self._tracing = tracing
+        tracing.updated = self._traced
         self.processes = config.processes
-        self._folder = tempfile.TemporaryDirectory(prefix="tidemill-fronts-")
-        self.spool = Spool(Path(self._folder.name) / "spool", config.front_model_bytes)
+        self._folder = Path(tempfile.mkdtemp(prefix="tidemill-fronts-")) if self.processes > 1 else None
+        # Removed at the latest when this is forgotten: what is built is not always started.
+        self._removal = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
+        self.spool = Spool(self._folder / "spool", config.front_model_bytes) if self._folder else None
         self._keeper = Keeper(self.processes - 1, self._start, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
@@ -63,11 +72,11 @@ class Fronts:
     @property
     def address(self) -> str:
         """Where fronts reach this process; nobody else can open it."""
-        return f"unix:{self._folder.name}/{SOCKET}" if self.processes > 1 else ""
+        return f"unix:{self._folder / SOCKET}" if self._folder else ""
 
     async def run(self) -> None:
         """Keep the fronts running, for ever."""
-        if self.processes == 1:
+        if self.spool is None:
             await asyncio.Event().wait()
         self._loop = asyncio.get_running_loop()
         await self.show()
@@ -79,6 +88,8 @@ class Fronts:
 
     async def show(self) -> None:
         """Tell the fronts what is served now; from the return on, none answers with anything else."""
+        if self.spool is None:
+            return
         async with self._shown:
             self._changed.clear()
             models = self._repository.models
@@ -94,7 +105,7 @@ class Fronts:
 
     def remove(self) -> None:
         """Remove what was kept for them."""
-        self._folder.cleanup()
+        self._removal()
 
     def sync(self) -> None:
         """`show`, for any other thread than the loop's."""
@@ -124,6 +135,12 @@ class Fronts:
             LOG.warning("the fronts do not tell what they have counted")
             return []
 
+    def _traced(self, model: str, changes: Mapping[str, Sequence[str]]) -> None:
+        """Trace settings have changed. Called from any other thread than the loop's."""
+        if self._loop is not None:
+            told = self._keeper.ask({"trace": [[model, {name: list(values) for name, values in changes.items()}]]})
+            asyncio.run_coroutine_threadsafe(told, self._loop).result()
+
     async def _follow(self) -> None:
         while True:
             await self._changed.wait()
@@ -139,7 +156,7 @@ class Fronts:
             processes=self.processes,
         )
         document: dict[str, Any] = json.loads(records.encode(start))
-        return document
+        return {**document, "trace": [[model, changes] for model, changes in self._tracing.changes.items()]}
 
 
 class Everywhere:

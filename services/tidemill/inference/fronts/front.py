@@ -19,6 +19,7 @@ async def serve(lines: Lines) -> int:
             start = records.decode(Start, json.dumps(order["start"]).encode())
             logs.configure("inference", start.config.log_level, start.config.log_style)
             front = build(start)
+            _trace(front, order["start"]["trace"])
         elif front is None:
             return 2
         else:
@@ -37,8 +38,12 @@ async def _do(front: Front, order: dict[str, Any]) -> dict[str, Any]:
     elif "listen" in order:
         await front.listen()
     elif "trace" in order:
-        model, changes = order["trace"]
-        front.tracing.update(model, changes)
+        _trace(front, order["trace"])
     elif "report" in order:
         return front.report()
     return {}
+
+
+def _trace(front: Front, settings: list[tuple[str, dict[str, list[str]]]]) -> None:
+    for model, changes in settings:
+        front.tracing.update(model, changes)
