@@ -54,3 +54,14 @@ def picture(text: str) -> Path:
     if not path.parent.is_dir():
         raise ArgumentTypeError(f"there is no directory {str(path.parent)!r}")
     return path
+
+
+def address(text: str) -> tuple[str, int]:
+    """`10.0.0.1:8001` or `[::1]:8001` as host and port."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+        raise ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    if (":" in bare) != (host == f"[{bare}]"):
+        raise ArgumentTypeError(f"{text!r}: the host is an address of version 6 in brackets, or has no colon")
+    return bare, int(port)

@@ -1,0 +1,38 @@
+"""Experiments with faults, in short: promises hold, and a planted fault is caught."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = {
+    "serving_kill": ("--kills", "2", "--rate", "100"),
+}
+
+
+def experiment(name: str, tmp_path: Path, *flags: str) -> Any:
+    """What it writes, once it has succeeded."""
+    command = [sys.executable, str(ROOT / "scripts" / "faults" / f"{name}.py"), "--json", str(tmp_path / "found.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *flags], env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((tmp_path / "found.json").read_text())
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_promises_hold(name: str, tmp_path: Path) -> None:
+    found = experiment(name, tmp_path, *SHORT[name])
+    assert found["promises"]
+    assert all(promise["kept"] for promise in found["promises"])
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_planted_fault_is_caught(name: str, tmp_path: Path) -> None:
+    found = experiment(name, tmp_path, *SHORT[name], "--plant")
+    assert found["planted"]
+    assert not all(promise["kept"] for promise in found["promises"])
