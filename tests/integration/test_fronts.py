@@ -94,6 +94,7 @@ async def test_both_answer_and_one_keeps_the_books(serving: Serving, everyone: E
     shown = (await asyncio.to_thread(lambda: urlopen(url, timeout=10).read())).decode()
     assert f'tidemill_inferences_total{{model="m",outcome="success",version="1"}} {5 * CONNECTIONS}.0' in shown
     assert "tidemill_models_loaded 1.0" in shown
+    assert 'tidemill_model_loads_total{outcome="success"} 1.0' in shown
 
 
 async def test_a_load_and_an_unload_hold_everywhere(folders: Folder, serving: Serving, everyone: Everyone) -> None:

@@ -12,6 +12,8 @@ Samples: TypeAlias = list[list[Any]]
 """Name, kind, help, and samples (name, labels, value) of each metric, as they travel."""
 _SUMMED_GAUGES = frozenset({attributes.METRIC_RPC_IN_FLIGHT, attributes.METRIC_QUEUE_LENGTH})
 """Gauges that count something of each process; others say something of the service, which the first process knows."""
+_NOT_SUMMED = frozenset({attributes.METRIC_MODEL_LOADS})
+"""What fronts do after the first process has done it: it counts once."""
 
 
 def read(registry: CollectorRegistry) -> Samples:
@@ -45,7 +47,7 @@ def merged(own: Iterable[Metric], others: Iterable[Samples]) -> list[Metric]:
         add(family.name, family.type, family.documentation, ((s.name, s.labels, s.value) for s in family.samples))
     for process in others:
         for name, kind, text, samples in process:
-            if kind != "gauge" or name in _SUMMED_GAUGES:
+            if name not in _NOT_SUMMED and (kind != "gauge" or name in _SUMMED_GAUGES):
                 add(name, kind, text, ((sample, labels, value) for sample, labels, value in samples))
     found = []
     for name, (kind, text) in families.items():
