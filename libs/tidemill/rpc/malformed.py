@@ -1,44 +1,56 @@
-"""Messages that cannot be read: refused as the caller's fault, where gRPC alone would call it the server's."""
+"""Messages that are not read: refused as the caller's fault, where gRPC alone would call it the server's."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from tidemill.errors import Invalid
+from tidemill.errors import Invalid, TidemillError
+from tidemill.rpc import density
 
-_MALFORMED = object()
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """In place of a request."""
+
+    error: TidemillError
 
 
 def tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
     """`deserializer`, for handlers that `check` what it gives."""
     if deserializer is None:
         return None
+    kind = getattr(getattr(deserializer, "__self__", None), "DESCRIPTOR", None)
 
     def read(data: bytes) -> Any:
         try:
+            if kind is not None:
+                density.check(data, kind)
             return deserializer(data)
         except DecodeError:
-            return _MALFORMED
+            return _Unread(Invalid("the request is no message that this method takes", reason="MALFORMED_REQUEST"))
+        except TidemillError as error:
+            return _Unread(error)
 
     return read
 
 
 def check(request: Any) -> None:
-    """Return when a request could be read. Raises Invalid."""
-    if request is _MALFORMED:
-        raise Invalid("the request is no message that this method takes", reason="MALFORMED_REQUEST")
+    """Return when a request could be read. Raises Invalid, Exhausted."""
+    if type(request) is _Unread:
+        raise request.error
 
 
 def checked(requests: Iterator[Any]) -> Iterator[Any]:
-    """The same requests. Raises Invalid at one that could not be read."""
+    """The same requests. Raises Invalid or Exhausted at one that could not be read."""
     for request in requests:
         check(request)
         yield request
 
 
 async def checked_async(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The same requests. Raises Invalid at one that could not be read."""
+    """The same requests. Raises Invalid or Exhausted at one that could not be read."""
     async for request in requests:
         check(request)
         yield request

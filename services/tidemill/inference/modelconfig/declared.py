@@ -34,7 +34,7 @@ class Declared:
     Args:
         folder: name of the model.
         written: its `config.pbtxt`; None when there is none.
-        override: JSON that stands in for that; "" = nothing does.
+        override: JSON of a request that stands in for that; "" = nothing does.
 
     Raises:
         Invalid: it cannot be read, contradicts itself, or asks for what is not offered.
@@ -48,6 +48,7 @@ class Declared:
         checks.check(message, folder)
         message.name = folder
         self._message = message
+        self._overridden = bool(override)
         self.filename: str = message.default_model_filename
         self.policy = _policy(message.version_policy)
 
@@ -91,17 +92,18 @@ class Declared:
         Raises:
             Invalid: a file is missing or wrong, or it asks for more than it may.
         """
-        if not trusted:
-            self._check_harmless(kind)
-        return to_configuration(self._message, kind, read)
-
-    def _check_harmless(self, kind: Platform) -> None:
-        if kind.code or self.ensemble:
+        if not trusted and (kind.code or self.ensemble):
             raise Invalid(
                 f"models of the platform '{kind.platform or kind.backend}' are served from the operator's own "
                 "repository only",
                 reason="NOT_TRUSTED",
             )
+        if not trusted or self._overridden:
+            self._check_options()
+        return to_configuration(self._message, kind, read)
+
+    def _check_options(self) -> None:
+        """Return when nothing is asked for by which a library may read or write files. Raises Invalid."""
         chosen = self._message.optimization.execution_accelerators
         accelerators = (*chosen.gpu_execution_accelerator, *chosen.cpu_execution_accelerator)
         if any(accelerator.parameters for accelerator in accelerators):

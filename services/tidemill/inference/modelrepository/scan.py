@@ -99,10 +99,10 @@ class Scanner:
         return Found(tuple(sorted(known)), tuple(chosen), versions)
 
     def given(self, model: str, config: str, files: Mapping[str, bytes]) -> Found:
-        """A model that is all in a request: nothing of its folder is used.
+        """A model that is all in a request: nothing of its folder is used, and it may hold no code.
 
         Raises:
-            Invalid: configuration or paths are wrong.
+            Invalid: configuration or paths are wrong, or it is of a kind that holds code.
             Exhausted: the files are too large.
         """
         names.check(model, "model")
@@ -128,7 +128,7 @@ class Scanner:
                 number=number,
                 format=kind.runtime,
                 artifact=folders.fingerprint({}, config.encode(), *(data for _, data in sorted(files.items()))),
-                configuration=declared.configuration(kind, side.__getitem__),
+                configuration=declared.configuration(kind, side.__getitem__, trusted=False),
                 overrides=by_number[number],
             )
         return Found(tuple(sorted(by_number)), tuple(chosen), versions)

@@ -12,7 +12,7 @@ from tidemill.inference.opened import Opened
 
 
 class FolderSource:
-    """Opens versions of the repository at `root`; what lies there is trusted.
+    """Opens versions of the repository at `root`; what lies there is trusted, what came in a request is not.
 
     Args:
         root: the repository, resolved.
@@ -39,7 +39,7 @@ class FolderSource:
             read=read,
             configuration=version.configuration,
             directory=version.directory,
-            trusted=True,
+            trusted=version.directory is not None,
         )
 
     async def tidy(self, desired: Desired) -> None:
