@@ -11,8 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SHORT = {
-    "serving_kill": ("--kills", "2", "--rate", "100"),
+    "serving_kill": ("--kills", "2", "--rate", "50"),
+    "serving_rolling": ("--stops", "2", "--rate", "50"),
+    "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
+ONCE = {"serving_kill": ("--kills", "1"), "serving_rolling": ("--stops", "1")}
+"""Once is enough for a fault that is always caught."""
 
 
 def experiment(name: str, tmp_path: Path, *flags: str) -> Any:
@@ -33,6 +37,6 @@ def test_promises_hold(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_planted_fault_is_caught(name: str, tmp_path: Path) -> None:
-    found = experiment(name, tmp_path, *SHORT[name], "--plant")
+    found = experiment(name, tmp_path, *SHORT[name], *ONCE.get(name, ()), "--plant")
     assert found["planted"]
     assert not all(promise["kept"] for promise in found["promises"])

@@ -49,7 +49,9 @@ class App:
         checks: dependencies by name; the service is SERVING while all pass.
         starters: awaited in order before the server listens.
         tasks: run beside the server until it stops; one that ends or raises ends the process.
-        stoppers: awaited in order when the process stops, before the server drains: withdraw, cancel, close waiting.
+        withdrawers: awaited in order when the process stops, before it lingers: others learn that it will go, and it
+            still answers.
+        stoppers: awaited in order after that, before the server drains: withdraw, cancel, close waiting.
         closers: awaited in order after the server has stopped.
         metrics: what the operations port shows; the telemetry's registry when left out.
     """
@@ -64,6 +66,7 @@ class App:
         checks: Mapping[str, Check] | None = None,
         starters: Sequence[Hook] = (),
         tasks: Sequence[Hook] = (),
+        withdrawers: Sequence[Hook] = (),
         stoppers: Sequence[Hook] = (),
         closers: Sequence[Hook] = (),
         clock: Clock | None = None,
@@ -76,9 +79,11 @@ class App:
         self.port = 0
         self.ops_port = 0
         self.failed: asyncio.Future[None] | None = None
-        self._monitor = HealthMonitor(checks or {}, server.set_serving, telemetry, clock or SystemClock())
+        self._clock = clock or SystemClock()
+        self._monitor = HealthMonitor(checks or {}, server.set_serving, telemetry, self._clock)
         self._ops = OpsServer(metrics or telemetry.registry, lambda: self._monitor.ready)
         self._starters, self._tasks = list(starters), list(tasks)
+        self._withdrawers = list(withdrawers)
         self._stoppers, self._closers = list(stoppers), list(closers)
         self._running: list[asyncio.Task[None]] = []
 
@@ -123,7 +128,12 @@ class App:
         self.failed.set_exception(task.exception() or RuntimeError("a background task ended"))
 
     async def stop(self, grace: float | None = None) -> None:
-        """Drain and free everything."""
+        """Linger, drain and free everything."""
+        await self._monitor.withdraw()
+        for withdrawer in self._withdrawers:
+            await withdrawer()
+        if self.config.linger_seconds:
+            await self._clock.sleep(self.config.linger_seconds)
         for stopper in self._stoppers:
             await stopper()
         for task in self._running:

@@ -23,6 +23,12 @@ class ServerConfig:
     drain_seconds: float = setting(
         "longest time to finish calls in work after SIGTERM", 10.0, env="TIDEMILL_DRAIN_SECONDS"
     )
+    linger_seconds: float = setting(
+        "time after SIGTERM for which calls are still taken, while health says NOT_SERVING: longer than balancers need "
+        "to see that",
+        0.0,
+        env="TIDEMILL_LINGER_SECONDS",
+    )
     traces: str = setting("where spans go: none, file:<directory> or otlp:<host:port>", "none", env="TIDEMILL_TRACES")
     trace_sample: float = setting("part of new traces that are kept, 0 to 1", 1.0, env="TIDEMILL_TRACE_SAMPLE")
     log_level: str = setting("lowest level logged", "INFO", env="TIDEMILL_LOG_LEVEL")
@@ -33,6 +39,9 @@ class ServerConfig:
         for field in ("port", "ops_port"):
             if not 0 <= getattr(self, field) <= 65535:
                 raise invalid(field, "must be in [0, 65535]")
+        for field in ("linger_seconds", "drain_seconds"):
+            if not 0 <= getattr(self, field) <= 3600:
+                raise invalid(field, "must be in [0, 3600]")
         if not 0 <= self.trace_sample <= 1:
             raise invalid("trace_sample", "must be in [0, 1]")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):

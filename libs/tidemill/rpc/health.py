@@ -47,13 +47,20 @@ class HealthMonitor:
         self._down: dict[str, int] = {}
         """The level at which each dependency that is down was reported."""
         self.ready = False
+        self._withdrawn = False
+
+    async def withdraw(self) -> None:
+        """Say no from now on, whatever the checks say."""
+        self._withdrawn = True
+        self.ready = False
+        await self._changed(False)
 
     async def run(self) -> None:
         """Check for ever."""
         first = True
         while True:
             results = await asyncio.gather(*(self._check(name) for name in self._checks))
-            ready = all(results)
+            ready = all(results) and not self._withdrawn
             if first or ready != self.ready:
                 self.ready = ready
                 await self._changed(ready)

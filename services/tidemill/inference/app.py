@@ -110,6 +110,7 @@ def build(
         server,
         starters=[partial(_check_providers, config), *models.starters],
         tasks=[*models.tasks, fronts.run],
+        withdrawers=[fronts.withdraw],
         stoppers=[state.drain, *models.stoppers, fronts.close],
         closers=[*models.closers, close],
         clock=clock,

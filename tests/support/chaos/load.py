@@ -29,12 +29,14 @@ class Outcome:
         seconds: from then to its end.
         code: OK, WRONG, or the name of the status.
         details: what was wrong.
+        version: of the model that answered.
     """
 
     due: float
     seconds: float
     code: str
     details: str = ""
+    version: str = ""
 
 
 @dataclass(slots=True)
@@ -131,16 +133,17 @@ class Load:
                 await asyncio.sleep(0)
 
     async def _call(self, number: int, due: float) -> None:
-        code, details = OK, ""
+        code, details, version = OK, "", ""
         try:
             answer = await self._calls[number % len(self._calls)](
                 request(self._model, number), timeout=self._timeout, wait_for_ready=False
             )
+            version = answer.model_version
             if details := self._check(number, answer):
                 code = WRONG
         except grpc.aio.AioRpcError as error:
             code, details = error.code().name, error.details() or ""
-        self.outcomes.all.append(Outcome(due, time.monotonic() - due, code, details))
+        self.outcomes.all.append(Outcome(due, time.monotonic() - due, code, details, version))
         self._more.set()
 
 

@@ -99,6 +99,10 @@ class Fronts:
         """The answers of all fronts to an order."""
         return await self._keeper.ask(document)
 
+    async def withdraw(self) -> None:
+        """Let the fronts say that they will go, and answer on."""
+        await self._keeper.withdraw()
+
     async def close(self) -> None:
         """Let the fronts finish what they have, and end them."""
         await self._keeper.close(self._config.drain_seconds)

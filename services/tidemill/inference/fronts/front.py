@@ -37,6 +37,8 @@ async def _do(front: Front, order: dict[str, Any]) -> dict[str, Any]:
         await front.mirror.settled()
     elif "listen" in order:
         await front.listen()
+    elif "serving" in order:
+        await front.server.set_serving(order["serving"])
     elif "trace" in order:
         _trace(front, order["trace"])
     elif "report" in order:

@@ -102,6 +102,11 @@ class Keeper:
         answers = await asyncio.gather(*(front.ask(document) for front in list(self._fronts.values())))
         return [answer for answer in answers if answer is not None]
 
+    async def withdraw(self) -> None:
+        """Let all say NOT_SERVING, and answer on; one that ends is not started again."""
+        self._stopping = True
+        await self.ask({"serving": False})
+
     async def close(self, grace: float) -> None:
         """Let all finish what they have, for `grace` seconds at most."""
         self._stopping = True
@@ -145,7 +150,8 @@ class Keeper:
                 self._fronts[number] = front
                 await front.ask({"picture": records.encode(self._picture).decode()})
                 # Only now: a front that listens answers, and what it may answer it knows.
-                await front.ask({"listen": True}, START)
+                if not self._stopping:
+                    await front.ask({"listen": True}, START)
                 await process.wait()
         finally:
             self._fronts.pop(number, None)

@@ -1,0 +1,59 @@
+"""SIGTERM to two inference servers in turn behind Envoy, which retries nothing: no call fails."""
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.support import onnxmodels
+from tests.support.chaos.experiment import Experiment, Report
+from tests.support.chaos.load import Load, answered, scaled
+from tests.support.chaos.servers import Envoy, Server, running
+from tests.support.modelfolders import Folder
+
+FAILED, STATUS = "failed calls", "exit statuses other than 0"
+
+
+async def run(options: argparse.Namespace, work: Path) -> Report:
+    """Stop, start again, wait until it gets calls again; the servers in turn."""
+    Folder(work / "models").version("m", 1, onnxmodels.scale(1))
+    linger = 0.0 if options.plant == "no-linger" else options.linger
+    servers = [Server(work / "models", work / f"server{n}.log", linger_seconds=linger) for n in (1, 2)]
+    envoy = Envoy(servers, work, retries=0)
+    statuses = []
+    with ExitStack() as stack:
+        stack.enter_context(running(*servers, envoy))
+        await envoy.sends_to(*servers)
+        await answered(envoy.address, "m")
+        async with Load(envoy.address, "m", scaled, rate=options.rate) as load:
+            await load.calls(int(options.rate))
+            for number in range(options.stops):
+                server = servers[number % 2]
+                statuses.append(await server.stop())
+                server.start()
+                await envoy.sends_to(*servers)
+                await load.calls(int(options.rate / 2))
+    report = Report()
+    report.none(FAILED, load.outcomes.failed)
+    report.none(STATUS, sum(status != 0 for status in statuses))
+    report.figures = {
+        "calls": len(load.outcomes.all),
+        "stops": options.stops,
+        "codes": load.outcomes.codes(),
+        "p50 ms": round(load.outcomes.quantile(0.5), 1),
+        "p99 ms": round(load.outcomes.quantile(0.99), 1),
+        "p99.9 ms": round(load.outcomes.quantile(0.999), 1),
+        "failures": load.outcomes.details(),
+    }
+    return report
+
+
+EXPERIMENT = Experiment(
+    title=__doc__ or "",
+    run=run,
+    plants={"no-linger": FAILED},
+    arguments={"stops": 20, "rate": 200.0, "linger": 3.0},
+)
+
+if __name__ == "__main__":
+    sys.exit(EXPERIMENT.main())
