@@ -328,16 +328,25 @@ def test_version_policies(policy: str, chosen: list[int]) -> None:
 
 def test_model_with_a_free_first_dimension_takes_batches() -> None:
     found = complete(configuration("", name="m"), signature(-1, 2), "onnxruntime_onnx")
-    assert (found.max_batch, found.dynamic) == (4, DynamicBatching())
+    assert (found.max_batch, found.dynamic) == (4, None)
     assert found.inputs[0].dims == (2,)
     assert found.signature.inputs[0].shape == (-1, 2)
     message = from_text(b"")
     message.ParseFromString(found.tracked)
     assert (message.name, message.backend, message.max_batch_size) == ("m", "onnxruntime", 4)
-    assert list(message.dynamic_batching.preferred_batch_size) == [4]
+    assert not message.HasField("dynamic_batching")
     assert list(message.input[0].dims) == [2]
     assert message.version_policy.latest.num_versions == 1
     assert complete(found, signature(-1, 2), "onnxruntime_onnx") == found
+
+
+def test_calls_are_put_together_by_themselves_on_a_gpu_only() -> None:
+    text = "instance_group [ { kind: KIND_GPU gpus: [ 0 ] } ]"
+    found = complete(configuration(text, name="m"), signature(-1, 2), "onnxruntime_onnx")
+    assert found.dynamic == DynamicBatching()
+    message = from_text(b"")
+    message.ParseFromString(found.tracked)
+    assert list(message.dynamic_batching.preferred_batch_size) == [4]
 
 
 def test_model_with_fixed_dimensions_takes_none() -> None:
