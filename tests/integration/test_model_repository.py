@@ -29,7 +29,7 @@ async def test_serves_a_directory_without_configurations(folder: Folder) -> None
         repository = Control(serving.app.address)
         config = await repository.config("plain_onnx")
         assert (config.name, config.max_batch_size, list(config.input[0].dims)) == ("plain_onnx", 4, [2])
-        assert config.HasField("dynamic_batching")
+        assert not config.HasField("dynamic_batching")
         for call in (repository.load("plain_onnx"), repository.unload("plain_onnx")):
             with pytest.raises(Unavailable) as refused:
                 await call
