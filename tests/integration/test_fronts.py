@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -155,6 +156,16 @@ async def test_a_killed_front_comes_back_and_its_callers_find_the_other(serving:
             return False
 
     await until(answered, 30, "all are answered")
+
+
+async def test_a_long_temporary_directory_does_no_harm(
+    folders: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    async with serve_folder(folders.root, fronts=2) as serving:
+        await until(lambda: processes(serving) == 2, 60, "both listen")
 
 
 async def test_nothing_is_left(folders: Folder) -> None:

@@ -28,6 +28,9 @@ from tidemill.inference.tracing import Tracing
 
 LOG = logging.getLogger(__name__)
 SOCKET = "first.sock"
+PREFIX = "tidemill-fronts-"
+LONGEST = 100
+"""Bytes of a socket's path; systems allow 104 or more."""
 PATIENCE = 2.0
 """Seconds that a scrape or a look at statistics waits for the fronts."""
 
@@ -60,7 +63,7 @@ class Fronts:
         self._tracing = tracing
         tracing.updated = self._traced
         self.processes = config.processes
-        self._folder = Path(tempfile.mkdtemp(prefix="tidemill-fronts-")) if self.processes > 1 else None
+        self._folder = _folder() if self.processes > 1 else None
         # Removed at the latest when this is forgotten: what is built is not always started.
         self._removal = weakref.finalize(self, shutil.rmtree, self._folder or "", ignore_errors=True)
         self.spool = Spool(self._folder / "spool", config.front_model_bytes) if self._folder else None
@@ -161,6 +164,15 @@ class Fronts:
         )
         document: dict[str, Any] = json.loads(records.encode(start))
         return {**document, "trace": [[model, changes] for model, changes in self._tracing.changes.items()]}
+
+
+def _folder() -> Path:
+    """A new directory that nobody else can read, in which a socket's path is not too long for the system."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    if len(str(folder / SOCKET).encode()) <= LONGEST:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
 
 
 class Everywhere:

@@ -7,6 +7,7 @@ import grpc
 from opentelemetry import trace
 
 from tidemill.api.compat.inference import service_pb2_grpc as pg
+from tidemill.errors import DeadlineExceeded
 from tidemill.inference.protocols.oip.servicer import SERVICE
 from tidemill.rpc.methods import Method, methods
 from tidemill.rpc.options import channel_options
@@ -37,9 +38,15 @@ class Relay:
             setattr(self, method.name, self._passed_on(method))
 
     def unary(self, name: str, request: Any, context: Context) -> Any:
-        """The first process's answer. Raises TidemillError: what it says is wrong."""
+        """The first process's answer, for as long as the caller wants it. Raises TidemillError: what is wrong."""
+        call = getattr(self._stub, name).future(request, timeout=_left(context), metadata=_headers(context))
+        if not context.add_callback(call.cancel):  # the caller has gone already
+            call.cancel()
         with translated():
-            return getattr(self._stub, name)(request, timeout=_left(context), metadata=_headers(context))
+            try:
+                return call.result()
+            except grpc.FutureCancelledError as error:
+                raise DeadlineExceeded("nobody waits for the answer any more", reason="EXPIRED") from error
 
     def stream(self, name: str, requests: Iterator[Any], context: Context) -> Iterator[Any]:
         """The first process's answers to a stream of requests. Raises TidemillError."""
