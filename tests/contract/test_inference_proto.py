@@ -18,12 +18,16 @@ from tidemill.rpc.reflectionpool import reflection_pool
 
 pytestmark = pytest.mark.timeout(600)
 
-# KServe's server answers a load with these; for all other clients the message is empty.
+# KServe's server answers a load and an unload with these; for all other clients the messages are empty.
 EXTRA_FIELDS = {
     "inference.RepositoryModelLoadResponse": {
         "model_name": (1, FieldDescriptorProto.TYPE_STRING),
         "isLoaded": (2, FieldDescriptorProto.TYPE_BOOL),
-    }
+    },
+    "inference.RepositoryModelUnloadResponse": {
+        "model_name": (1, FieldDescriptorProto.TYPE_STRING),
+        "isUnloaded": (2, FieldDescriptorProto.TYPE_BOOL),
+    },
 }
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 

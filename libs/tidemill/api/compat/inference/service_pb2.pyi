@@ -1310,7 +1310,9 @@ class RepositoryModelLoadRequest(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     repository_name: _builtins.str
-    """Repository to load from; empty looks in all."""
+    """Repository to load from; empty looks in all. Without `model_name` it is taken for the model's name, which one family
+    of clients sends here.
+    """
     model_name: _builtins.str
     """Model to load."""
     @_builtins.property
@@ -1391,7 +1393,7 @@ class RepositoryModelUnloadRequest(_message.Message):
     MODEL_NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     repository_name: _builtins.str
-    """Repository the model is from; empty when the name is enough."""
+    """Repository the model is from; empty when the name is enough. Without `model_name` as in the request to load."""
     model_name: _builtins.str
     """Model to unload, with all of its versions."""
     @_builtins.property
@@ -1415,16 +1417,25 @@ Global___RepositoryModelUnloadRequest: _TypeAlias = RepositoryModelUnloadRequest
 
 @_typing.final
 class RepositoryModelUnloadResponse(_message.Message):
-    """The unload has been accepted; has no fields."""
+    """The unload has been accepted. One family of clients reads the two fields, all others take the message as empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    ISUNLOADED_FIELD_NUMBER: _builtins.int
+    model_name: _builtins.str
+    """Name of the model that is unloaded."""
+    isUnloaded: _builtins.bool
+    """True: an unload that fails is an error and no response."""
     def __init__(
         self,
+        *,
+        model_name: _builtins.str = ...,
+        isUnloaded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["isUnloaded", b"isUnloaded", "model_name", b"model_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,7 +64,7 @@ def unload(control: ModelControl | None, request: pb.RepositoryModelUnloadReques
         else:
             raise Invalid(f"unrecognized unload parameter '{shown(name)}'", reason="UNKNOWN_PARAMETER")
     found.unload(request.model_name, dependents, version)
-    return pb.RepositoryModelUnloadResponse()
+    return pb.RepositoryModelUnloadResponse(model_name=request.model_name, isUnloaded=True)
 
 
 def check_repository(name: str) -> None:
@@ -76,6 +76,9 @@ def check_repository(name: str) -> None:
 def _checked(
     control: ModelControl | None, request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest
 ) -> ModelControl:
+    if request.repository_name and not request.model_name:
+        # KServe's message has the model's name where this one has the repository's.
+        request.model_name, request.repository_name = request.repository_name, ""
     check_repository(request.repository_name)
     if control is None:
         raise Unavailable(
