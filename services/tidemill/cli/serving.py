@@ -20,6 +20,8 @@ class Serving:
         memory: most bytes of model files that are loaded together; 0 = any.
         shared_memory: whether clients may name shared memory.
         name: of the server, as clients see it.
+        mirror_encoding: whether typed requests are answered by typed elements.
+        fronts: processes that answer requests; 0 = one a core.
         port_offset: added to every port.
     """
 
@@ -30,6 +32,8 @@ class Serving:
     memory: int = 0
     shared_memory: bool = False
     name: str = "tidemill"
+    mirror_encoding: bool = False
+    fronts: int = 0
     port_offset: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +56,8 @@ class Serving:
             "TIDEMILL_INFERENCE_MAX_MODEL_MEMORY": str(self.memory),
             "TIDEMILL_INFERENCE_ALLOW_CLIENT_SHM": str(self.shared_memory).lower(),
             "TIDEMILL_INFERENCE_SERVER_NAME": self.name,
+            "TIDEMILL_INFERENCE_MIRROR_ENCODING": str(self.mirror_encoding).lower(),
+            "TIDEMILL_INFERENCE_FRONTS": str(self.fronts),
             "TIDEMILL_INFERENCE_SECOND_PORT": "",
         }
         gateway = {

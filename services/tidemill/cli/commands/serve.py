@@ -64,6 +64,18 @@ class Serve(Command):
             "--server-name", default="tidemill", metavar="NAME", help="name that clients see (%(default)s)"
         )
         parser.add_argument(
+            "--mirror-encoding",
+            action="store_true",
+            help="answer typed requests by typed elements, as clients of KServe and MLServer expect",
+        )
+        parser.add_argument(
+            "--fronts",
+            type=whole(0),
+            default=0,
+            metavar="N",
+            help="processes that answer requests; 0 = one a core (%(default)s)",
+        )
+        parser.add_argument(
             "--port-offset",
             type=whole(0, MOST_OFFSET),
             default=0,
@@ -83,6 +95,8 @@ class Serve(Command):
             memory=options.max_model_memory,
             shared_memory=options.allow_client_shm,
             name=options.server_name,
+            mirror_encoding=options.mirror_encoding,
+            fronts=options.fronts,
             port_offset=options.port_offset,
         )
         logs = Path(tempfile.mkdtemp(prefix="tidemill-serve-"))
