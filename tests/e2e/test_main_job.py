@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.nodepackages import node_modules
 from tests.support.up import Up
 from tidemill.cli.stack import MANAGEMENT, OIP_REST, TFS_REST
 from tidemill.clients.platform import Tidemill
@@ -218,32 +219,3 @@ def test_the_node_example_of_the_readme(up: Up, trained: Any) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "models/digits" in done.stdout
-
-
-def node_modules() -> Path:
-    """Node's packages for the example, installed once under `.cache`."""
-    import fcntl
-
-    folder = ROOT / ".cache" / "node"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        ready = folder / "ready-1"
-        if not ready.exists():
-            packages = ["@grpc/grpc-js@1.13.4", "@grpc/proto-loader@0.7.15"]
-            command = [
-                "npm",
-                "install",
-                "--no-audit",
-                "--no-fund",
-                "--loglevel=error",
-                "--fetch-retries=1",
-                "--fetch-timeout=30000",
-                "--prefix",
-                str(folder),
-                *packages,
-            ]
-            done = subprocess.run(command, timeout=180, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            assert done.returncode == 0, f"npm cannot install the packages of the example:\n{done.stderr}"
-            ready.touch()
-    return folder / "node_modules"
