@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 SHORT = {
     "serving_kill": ("--kills", "2", "--rate", "50"),
     "serving_rolling": ("--stops", "2", "--rate", "50"),
+    "serving_memory": ("--rounds", "3", "--megabytes", "50"),
+    "serving_crash": ("--crashes", "2", "--every", "30", "--rate", "60"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
-ONCE = {"serving_kill": ("--kills", "1"), "serving_rolling": ("--stops", "1")}
+ONCE = {"serving_kill": ("--kills", "1"), "serving_rolling": ("--stops", "1"), "serving_memory": ("--rounds", "1")}
 """Once is enough for a fault that is always caught."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 import grpc
 import numpy as np
 
+from tests.support.wait import until
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 
@@ -166,8 +167,18 @@ def scaled(number: int, answer: pb.ModelInferResponse) -> str:
     return ""
 
 
-async def answered(address: str, model: str, within: float = 60.0) -> None:
-    """Return when the model answers there."""
+async def answered(address: str, model: str, within: float = 60.0, *, again: bool = False) -> None:
+    """Return when the model answers there; with `again`, ask on while it is unavailable."""
     async with grpc.aio.insecure_channel(address) as channel:
         ask: Callable[..., Awaitable[Any]] = pg.GRPCInferenceServiceStub(channel).ModelInfer
-        await ask(request(model, 0), timeout=within, wait_for_ready=True)
+
+        async def answers() -> bool:
+            try:
+                await ask(request(model, 0), timeout=within, wait_for_ready=True)
+            except grpc.aio.AioRpcError as error:
+                if again and error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return False
+                raise
+            return True
+
+        await until(answers, within, f"{model} answers")

@@ -62,6 +62,18 @@ class Process:
         """Memory of all of them in bytes; pages that several use count in part."""
         return sum(proportional(pid) for pid in self.pids())
 
+    async def at_rest(self) -> int:
+        """`resident`, once it has not changed by more than 1 % for a second."""
+        seen = [self.resident()]
+
+        def rests() -> bool:
+            seen.append(self.resident())
+            last = seen[-25:]
+            return len(last) == 25 and max(last) <= 1.01 * min(last)
+
+        await until(rests, 30, "memory is at rest")
+        return seen[-1]
+
     async def kill(self) -> None:
         """Kill it and all that it has started, and wait until they are gone."""
         if self._process is None:
