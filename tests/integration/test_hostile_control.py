@@ -63,3 +63,19 @@ async def test_a_configuration_of_a_request_names_no_files_to_libraries(
         with pytest.raises(Internal, match="options of accelerators are for the operator's own repository only"):
             await repository.load("m", json.dumps(override), files)
     assert await factor(serving, "m") == (2, "1")
+
+
+async def test_models_of_failed_requests_are_forgotten(explicit: tuple[Serving, Control, Folder]) -> None:
+    """Else their files would fill the memory, under one name after the other."""
+    serving, repository, folder = explicit
+    folder.version("m", 1, onnxmodels.scale(2))
+    await repository.load("m")
+    for number in range(3):
+        with pytest.raises(Internal, match=f"failed to load 'n{number}', version 1 is at UNAVAILABLE state"):
+            await repository.load(f"n{number}", JSON, {"1/model.onnx": b"broken"})
+    assert {entry.name for entry in await serving.client.index()} == {"m"}
+    with pytest.raises(Internal):
+        await repository.load("m", JSON, {"1/model.onnx": b"broken"})
+    assert await factor(serving, "m") == (2, "1")
+    await repository.load("n0", JSON, {"1/model.onnx": onnxmodels.scale(3)})
+    assert await factor(serving, "n0") == (3, "1")

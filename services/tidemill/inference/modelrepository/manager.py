@@ -154,6 +154,7 @@ class Manager:
         await self._refresh()
         steps = {step for version in mine.values() for step in steps_of(version)} - self._wanted.keys()
         await self._look(sorted(await self._with_steps(steps) - {model}))
+        unknown = model not in self._wanted
         self._set(model, mine)
         keys = [(model, number) for number in numbers]
         again = [*keys, *self._keys(steps & self._wanted.keys())]
@@ -162,6 +163,10 @@ class Manager:
         done = await self._reconciler.until_loaded(keys)
         failed = {key: status for key, status in done.items() if status.state is not State.READY}
         if failed:
+            if unknown and len(failed) == len(done) and all(version.directory is None for version in mine.values()):
+                # Nothing but the request knows of it: kept, such models would fill the memory.
+                self._set(model, {})
+                self._want()
             raise Internal(f"failed to load '{model}', {_reasons(failed)}", reason="LOAD_FAILED")
 
     async def _found(self, model: str, config: str, files: Mapping[str, bytes], number: int | None) -> Found:
