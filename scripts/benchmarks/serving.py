@@ -160,7 +160,7 @@ def ours(work: Path, fronts: int) -> Iterator[str]:
         "TIDEMILL_INFERENCE_MODEL_REPOSITORY": str(repository),
         "TIDEMILL_INFERENCE_DATA": str(work / "data"),
         "TIDEMILL_INFERENCE_PORT": str(port),
-        "TIDEMILL_INFERENCE_SECOND_PORT": "none",
+        "TIDEMILL_INFERENCE_SECOND_PORT": "",
         "TIDEMILL_INFERENCE_OPS_PORT": "0",
         "TIDEMILL_TRACES": f"file:{work / 'traces'}",
         "TIDEMILL_TRACE_SAMPLE": "0.01",

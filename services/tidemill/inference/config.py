@@ -14,7 +14,7 @@ class InferenceConfig(ServerConfig):
     """Settings of the inference service."""
 
     port: int = setting("gRPC port; 0 = a free one", 8001)
-    second_port: int | None = setting("a second gRPC port with the same services; 0 = a free one, none = off", 8500)
+    second_port: int | None = setting("a second gRPC port with the same services; 0 = a free one, empty = off", 8500)
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 8002)
     registry_address: str = setting(
         "host:port of the registry, whose aliases say what is served",
