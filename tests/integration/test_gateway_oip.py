@@ -392,7 +392,8 @@ async def test_sequences_may_have_numbers(world: World) -> None:
 async def test_outputs_in_shared_memory_have_no_data(world: World, entry: bytes | None) -> None:
     shared: dict[str, Any] = {"shared_memory_region": "r", "shared_memory_byte_size": 16}
     world.inference.answers = {"ModelInfer": answer(("s", shared, entry), ("y", {}, RAW))}
-    inputs: list[Any] = [{**X, "parameters": {**shared, "shared_memory_offset": 8}}, {**X, "name": "z", "data": [0] * 4}]
+    here: dict[str, Any] = {**X, "name": "z", "data": [0] * 4}
+    inputs: list[Any] = [{**X, "parameters": {**shared, "shared_memory_offset": 8}}, here]
     outputs: list[Any] = [{"name": "s", "parameters": {**shared, "binary_data": True}}, {"name": "y"}]
     found = await world.post("/v2/models/m/infer", {"inputs": inputs, "outputs": outputs})
     assert found["outputs"] == [
