@@ -238,7 +238,7 @@ _ERROR = openapi.answer("What went wrong.", {_JSON: {"$ref": PREFIX + "OipError"
 def _get(identifier: str, text: str, schema: Schema, *, refused: str = "") -> dict[str, Any]:
     responses = {"200": openapi.answer(text, {_JSON: schema}), "default": _ERROR}
     if refused:
-        responses["400"] = openapi.answer(refused, {_JSON: schema})
+        responses["400"] = openapi.answer(refused, {_JSON: {"anyOf": [schema, {"$ref": PREFIX + "OipError"}]}})
     return {**openapi.described(_TAG, identifier, text), "responses": responses}
 
 
