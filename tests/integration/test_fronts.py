@@ -6,7 +6,7 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -29,10 +29,15 @@ CONNECTIONS = 12
 """So many go to both of two processes for certain: they are dealt out in turn."""
 
 
-def children() -> set[int]:
-    """Processes that this one has started and that still run."""
+def fronts() -> set[int]:
+    """Fronts that this process has started and that still run."""
     task = Path(f"/proc/self/task/{os.getpid()}/children")
-    return {int(pid) for pid in task.read_text().split()}
+    found = set()
+    for pid in map(int, task.read_text().split()):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if b"tidemill.inference.fronts" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.add(pid)
+    return found
 
 
 def processes(serving: Serving) -> int:
@@ -143,10 +148,10 @@ async def test_errors_are_the_same_from_each(everyone: Everyone) -> None:
 
 
 async def test_a_killed_front_comes_back_and_its_callers_find_the_other(serving: Serving, everyone: Everyone) -> None:
-    before = children()
+    before = fronts()
     for pid in before:
         os.kill(pid, signal.SIGKILL)
-    await until(lambda: children() and not children() & before, 60, "another front has started")
+    await until(lambda: fronts() and not fronts() & before, 60, "another front has started")
     await until(lambda: processes(serving) == 2, 60, "it listens")
 
     async def answered() -> bool:
@@ -169,9 +174,9 @@ async def test_a_long_temporary_directory_does_no_harm(
 
 
 async def test_nothing_is_left(folders: Folder) -> None:
-    before = children()
+    before = fronts()
     async with serve_folder(folders.root, fronts=3) as serving:
         await until(lambda: processes(serving) == 3, 60, "all listen")
         assert await factor(serving, "m") == (1.0, "1")
-        assert len(children() - before) == 2
-    assert children() <= before
+        assert len(fronts() - before) == 2
+    assert fronts() <= before

@@ -20,6 +20,8 @@ from tests.support.ports import free_ports
 from tests.support.wait import until
 from tidemill.cli.envoy import Balancer
 
+_HELD = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
+
 
 class Process:
     """A program that can be started again and again.
@@ -146,10 +148,10 @@ class Envoy(Process):
     Args:
         servers: in front of which.
         work: directory for its configuration and log.
-        retries: see `Balancer`.
+        retries, check_seconds: see `Balancer`.
     """
 
-    def __init__(self, servers: list[Server], work: Path, retries: int = 3) -> None:
+    def __init__(self, servers: list[Server], work: Path, retries: int = 3, check_seconds: float = 1.0) -> None:
         self.port, self._admin = free_ports(2)
         binary = shutil.which("envoy", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
         assert binary, "envoy is not installed: it comes with the extra dev"
@@ -158,6 +160,7 @@ class Envoy(Process):
             listen=("127.0.0.1", self.port),
             admin=("127.0.0.1", self._admin),
             retries=retries,
+            check_seconds=check_seconds,
         )
         self.linger_seconds = balancer.linger_seconds
         configuration = work / "envoy.json"
@@ -224,14 +227,15 @@ def family(pid: int) -> list[int]:
 
 
 def proportional(pid: int) -> int:
-    """Bytes of memory of a process; pages that several have count in part. 0 when it has gone."""
+    """Bytes of memory that a process holds, swapped out or not; pages that several have count in part. 0 = it has gone.
+
+    Pages of files do not count: the system takes and gives them as it likes.
+    """
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
-        pass
-    return 0
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(_HELD))
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
