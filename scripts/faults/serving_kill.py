@@ -30,6 +30,8 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
                 await victim.kill()
                 await load.calls(int(options.rate))
                 victim.start()
+                # Asked itself: Envoy may not have noticed yet that it was away.
+                await victim.healthy()
                 await envoy.sends_to(*servers)
                 await load.calls(int(options.rate / 2))
     report = Report()

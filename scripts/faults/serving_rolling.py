@@ -36,6 +36,8 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
                     await load.calls(int(options.rate))
                     break
                 server.start()
+                # Asked itself: Envoy may not have noticed yet that it was away.
+                await server.healthy()
                 await envoy.sends_to(*servers)
                 await load.calls(int(options.rate / 2))
     report = Report()

@@ -131,7 +131,7 @@ class Balancer:
                     },
                 }
             ],
-            "host_selection_retry_max_attempts": 5,
+            "host_selection_retry_max_attempts": 10,
             "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
         }
         return {"retry_policy": policy}
@@ -142,7 +142,8 @@ class Balancer:
             "name": "inference",
             "type": "STRICT_DNS",
             "connect_timeout": "1s",
-            "lb_policy": "LEAST_REQUEST",
+            # A server that has gone has the fewest calls, and would be chosen again and again.
+            "lb_policy": "ROUND_ROBIN",
             "load_assignment": {"cluster_name": "inference", "endpoints": [{"lb_endpoints": servers}]},
             "typed_extension_protocol_options": {
                 _OPTIONS: {
@@ -170,19 +171,8 @@ class Balancer:
                     "grpc_health_check": {},
                 }
             ],
-            "outlier_detection": {
-                "consecutive_5xx": 0,
-                "enforcing_consecutive_5xx": 0,
-                "consecutive_gateway_failure": 5,
-                "enforcing_consecutive_gateway_failure": 100,
-                "enforcing_success_rate": 0,
-                "interval": _seconds(self.check_seconds),
-                "base_ejection_time": _seconds(self.check_seconds),
-                "max_ejection_time": _seconds(10 * self.check_seconds),
-                # The last one that answers health checks keeps its calls.
-                "max_ejection_percent": 50,
-            },
-            # Without: with half of the servers down, calls go to all of them, dead or not.
+            # No outlier detection: a server that it still keeps out would be missing when the other one dies.
+            # Without a threshold, with half of the servers down, calls go to all of them, dead or not.
             "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
             "circuit_breakers": {
                 "thresholds": [
