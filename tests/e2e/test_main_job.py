@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,17 @@ def trained(up: Up, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return job
 
 
-def wait_served(tidemill: Tidemill, model: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str) -> None:
     import time
 
     deadline = time.monotonic() + 30
-    while not tidemill.inference.model_ready(model):
-        assert time.monotonic() < deadline, "not served"
+    while not condition():
+        assert time.monotonic() < deadline, f"not within 30 s: {what}"
         time.sleep(0.05)
+
+
+def wait_served(tidemill: Tidemill, model: str) -> None:
+    wait_until(lambda: tidemill.inference.model_ready(model), f"{model} is served")
 
 
 @pytest.fixture
@@ -114,6 +119,13 @@ def test_predict_command(trained: Any, up: Up, tidemill: Tidemill, tmp_path: Pat
     assert "'nope' is not found" in up.cli("predict", "nope", str(tmp_path / "x.npy")).stderr
 
 
+def spans_of(up: Up, name: str, model: str) -> list[dict[str, Any]]:
+    """The spans of this name about `model`, of whatever trace."""
+    lines = [line for path in up.stack.traces.glob("*.jsonl") for line in path.read_text().splitlines()]
+    spans = [json.loads(line) for line in lines if f'"{name}"' in line]
+    return [span for span in spans if model in span["attributes"].values()]
+
+
 def test_one_trace_from_the_job_to_the_first_prediction(up: Up, tidemill: Tidemill) -> None:
     spec = {
         "model": {"name": "mlp"},
@@ -132,6 +144,13 @@ def test_one_trace_from_the_job_to_the_first_prediction(up: Up, tidemill: Tidemi
     wait_served(tidemill, "traced")
     # Whoever asks first, in a trace of their own or none: the model's trace ends with this prediction.
     tidemill.predict("traced", np.zeros((1, 4), "f4"))
+    # Over connections of their own, which go to different processes: the first prediction of each belongs to it.
+    processes = len(list(up.stack.traces.glob("inference.*.jsonl")))
+    wait_until(lambda: len(spans_of(up, "inference.load", "traced")) == processes, "each has a copy")
+    for _ in range(6):
+        with Tidemill(inference=up.stack.addresses["TIDEMILL_INFERENCE_ADDRESS"]) as connection:
+            connection.predict("traced", np.zeros((1, 4), "f4"))
+    assert {span["trace_id"] for span in spans_of(up, "inference.first_prediction", "traced")} == {trace_id}
     spans = up.json("trace", created["name"])
     assert spans == up.json("trace", trace_id)
     assert {span["service"] for span in spans} >= SERVICES | {"worker"}

@@ -260,6 +260,9 @@ async def test_a_broken_stream_changes_nothing(blocks_sent: int) -> None:
 
             call = raw.stub.Push.future(messages())
             await asyncio.to_thread(sent.wait, 30)
+            # A call that is cancelled before the server has taken it is never seen there.
+            method = "/tidemill.api.parameters.v1.ParameterService/Push"
+            await until(lambda: cluster.metric("tidemill_rpc_in_flight", method=method) == 1)
             refused = cluster.metric("tidemill_pushes_total", outcome="refused")
             call.cancel()
             never.set()

@@ -20,6 +20,7 @@ class Copy:
         model, number, format: as in `Version`.
         directory: where its files lie, as the first process has loaded them.
         configuration: how it is run.
+        traceparent: of the trace that made it: the first prediction may be one of a copy.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Copy:
     format: str
     directory: Path
     configuration: Configuration
+    traceparent: str = ""
 
     @property
     def version(self) -> Version:
@@ -39,6 +41,7 @@ class Copy:
             artifact=self.key,
             configuration=self.configuration,
             directory=self.directory,
+            traceparent=self.traceparent,
         )
 
 
@@ -86,4 +89,5 @@ def _copy(loaded: Loaded, directory: Path) -> Copy:
         format=version.format,
         directory=directory,
         configuration=loaded.configuration,
+        traceparent=version.traceparent,
     )
