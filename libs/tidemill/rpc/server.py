@@ -14,13 +14,14 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
+from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
 from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
 from tidemill.rpc.silence import SILENCE, Silence
 from tidemill.rpc.spread import check_free, deal_out
-from tidemill.rpc.threadserver import CallPool, ThreadInterceptor
+from tidemill.rpc.threadserver import ThreadInterceptor
 from tidemill.slots import Slots
 
 CALLS = 1024
@@ -135,6 +136,7 @@ class ThreadServer:
         threads: calls in work at a time.
         max_message: largest message in bytes.
         calls: calls in work and waiting together; more are refused with RESOURCE_EXHAUSTED; 0 = four a thread.
+        running: calls that run at a time, those that wait for something not among them; 0 = as many as threads.
         silence: seconds after which a call is cancelled whose client sends no message while it is waited for.
         reflection_silence: the same for reflection.
         extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
@@ -151,6 +153,7 @@ class ThreadServer:
         threads: int,
         max_message: int = CONTROL_MESSAGE,
         calls: int = 0,
+        running: int = 0,
         silence: float = SILENCE,
         reflection_silence: float = REFLECTION_SILENCE,
         extra_ports: Sequence[int] = (),
@@ -164,7 +167,7 @@ class ThreadServer:
         self._local = local
         self._services = list(services)
         calls = calls or threads * 4
-        self._pool = CallPool(threads, calls)
+        self._pool = CallPool(threads, calls, running)
         self._probes = Probes(reflection_silence)
         self._silence = Silence(silence)
         self._server = grpc.server(

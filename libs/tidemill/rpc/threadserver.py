@@ -4,56 +4,23 @@ Threads serve one call after another, so each call runs in a copy of the thread'
 """
 
 import contextvars
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NoReturn, Optional, ParamSpec, TypeAlias, TypeVar
+from typing import Any, NoReturn, Optional, TypeAlias, TypeVar
 
 import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
+from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.malformed import check, checked, tolerant
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.probes import Probes
 from tidemill.rpc.silence import Silence
+from tidemill.yielding import about_to_wait
 
 Handler: TypeAlias = Optional["grpc.RpcMethodHandler[Any, Any]"]
-P = ParamSpec("P")
 T = TypeVar("T")
 _END = object()
-
-
-class CallPool(ThreadPoolExecutor):
-    """Threads for calls, which knows how many calls there are.
-
-    Args:
-        threads: calls in work at a time.
-        calls: calls in work and waiting together.
-    """
-
-    def __init__(self, threads: int, calls: int) -> None:
-        super().__init__(threads, thread_name_prefix="grpc")
-        self._calls = calls
-        self._here = 0
-        self._counting = threading.Lock()
-
-    @property
-    def full(self) -> bool:
-        """Whether there are as many calls as there may be."""
-        return self._here >= self._calls
-
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
-        """Run a call, now or when a thread is free."""
-        future = super().submit(fn, *args, **kwargs)
-        with self._counting:
-            self._here += 1
-        future.add_done_callback(self._left)
-        return future
-
-    def _left(self, _: "Future[Any]") -> None:
-        with self._counting:
-            self._here -= 1
 
 
 class ThreadInterceptor(grpc.ServerInterceptor):
@@ -141,6 +108,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
 
     def _streaming(self, method: str, behaviour: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def handle(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            about_to_wait()  # for its client, more than it computes
             own = contextvars.copy_context()
             call = own.run(self._begin, method, context)
             try:

@@ -180,6 +180,7 @@ def _server(
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],
         observer(config, signals),
         threads=config.threads,
+        running=config.computing,
         max_message=config.max_message_bytes + ENVELOPE,
         calls=config.max_waiting,
         silence=config.stream_idle_seconds,

@@ -48,6 +48,11 @@ class InferenceConfig(ServerConfig):
     )
     front_model_bytes: int = setting("largest model of which each of these processes holds a copy", 256 << 20)
     threads: int = setting("requests in work at a time in each process; a batch is made of these", 64)
+    running: int = setting(
+        "requests that compute at a time in each process, those that wait for a batch or another process not among "
+        "them; 0 = two a core, shared by the processes",
+        0,
+    )
     max_waiting: int = setting("requests in work and waiting together; more are refused", 1024)
     max_streams: int = setting(
         "streams of requests at a time, each of which holds a thread; 0 = half of the threads", 0
@@ -107,6 +112,7 @@ class InferenceConfig(ServerConfig):
                 raise invalid(field, "must be at least 1")
         for field in (
             "fronts",
+            "running",
             "front_model_bytes",
             "max_streams",
             "cache_bytes",
@@ -125,3 +131,8 @@ class InferenceConfig(ServerConfig):
     def processes(self) -> int:
         """How many processes answer requests."""
         return self.fronts or available_cores()
+
+    @property
+    def computing(self) -> int:
+        """How many requests compute at a time in each process."""
+        return self.running or max(2, 2 * available_cores() // self.processes)

@@ -4,6 +4,8 @@ import threading
 import time
 from collections import deque
 
+from tidemill.yielding import about_to_wait
+
 
 class Turns:
     """Lets a few at a time go on. Safe to use from any thread.
@@ -29,6 +31,7 @@ class Turns:
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append(mine)
+        about_to_wait()
         if mine.acquire(timeout=patience(until)):
             return True
         with self._lock:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,11 @@ class Process:
     Args:
         command: what is run.
         log: file that its output is added to.
+        cores: on which it runs; empty = all that this process may use.
     """
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self._command = command
+    def __init__(self, command: list[str], log: Path, cores: Collection[int] = ()) -> None:
+        self._command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command] if cores else command
         self.log = log
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("TIDEMILL_")}
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,10 +107,11 @@ class Server(Process):
     Args:
         repository: directory of models.
         log: file that its output is added to.
+        cores: on which it runs; empty = all that this process may use.
         settings: of the service, by name.
     """
 
-    def __init__(self, repository: Path, log: Path, **settings: object) -> None:
+    def __init__(self, repository: Path, log: Path, *, cores: Collection[int] = (), **settings: object) -> None:
         (self.port,) = free_ports(1)
         given = {
             "model_repository": repository,
@@ -120,7 +122,7 @@ class Server(Process):
             **settings,
         }
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-        super().__init__([sys.executable, "-m", "tidemill.inference", *flags], log)
+        super().__init__([sys.executable, "-m", "tidemill.inference", *flags], log, cores)
 
     @property
     def address(self) -> str:

@@ -111,6 +111,7 @@ def build(start: Start) -> Front:
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, FrontServicer(mirror, unary, relay), SERVICE)],
         observer(config, signals),
         threads=config.threads,
+        running=config.computing,
         max_message=config.max_message_bytes + ENVELOPE,
         calls=config.max_waiting,
         silence=config.stream_idle_seconds,

@@ -14,6 +14,7 @@ from tidemill.rpc.options import channel_options
 from tidemill.rpc.requests import request_id
 from tidemill.rpc.status import REQUEST_ID, translated
 from tidemill.telemetry.propagation import TRACEPARENT, inject
+from tidemill.yielding import about_to_wait
 
 Context = grpc.ServicerContext
 Metadata = list[tuple[str, str | bytes]]
@@ -42,6 +43,7 @@ class Relay:
         call = getattr(self._stub, name).future(request, timeout=_left(context), metadata=_headers(context))
         if not context.add_callback(call.cancel):  # the caller has gone already
             call.cancel()
+        about_to_wait()
         with translated():
             try:
                 return call.result()

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 from tidemill.errors import Internal, TidemillError
 from tidemill.inference.calls import Answer, Call, Receive
+from tidemill.yielding import about_to_wait
 
 
 class Scheduler(ABC):
@@ -60,6 +61,7 @@ class Waiting:
 
     def wait(self, seconds: float) -> bool:
         """Whether the last reply came within so many seconds; -1 = for ever."""
+        self._about_to_wait()
         if not self._done.acquire(timeout=seconds):
             return False
         self._done.release()
@@ -67,6 +69,7 @@ class Waiting:
 
     def answer(self) -> Answer:
         """Blocks until the last reply is there. Raises it when it is an error."""
+        self._about_to_wait()
         with self._done:
             reply = self._reply
         if reply is None:
@@ -74,3 +77,7 @@ class Waiting:
         if isinstance(reply, TidemillError):
             raise reply
         return reply
+
+    def _about_to_wait(self) -> None:
+        if self._done.locked():
+            about_to_wait()
