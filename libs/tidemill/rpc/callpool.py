@@ -36,8 +36,8 @@ class CallPool(ThreadPoolExecutor):
         self._here = 0
         self._lock = threading.Lock()
         self._bounded = 0 < running < threads
-        self._places = running
-        self._queue: deque[_Job] = deque()
+        self._places = running if self._bounded else threads
+        self._queue: deque[Job] = deque()
         self._turns: set[_Turn] = set()
         self._watch = _Watch(self, patience)
         self._ended = False
@@ -49,24 +49,12 @@ class CallPool(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> "Future[T]":
         """Run a call, now or when there is a place for it."""
-        if not self._bounded:
-            future = super().submit(fn, *args, **kwargs)
-            with self._lock:
-                self._here += 1
+        if self._bounded:
+            future: Future[T] = Future()
+            self._put(Job(future, fn, args, kwargs))
         else:
-            future = Future()
-            with self._lock:
-                if self._ended:
-                    raise RuntimeError("the pool is closed")
-                self._here += 1
-                self._queue.append(_Job(future, fn, args, kwargs))
-                begin = self._places > 0
-                if begin:
-                    self._places -= 1
-            if begin:
-                super().submit(self._work)
-            else:
-                self._watch.wake()
+            future = super().submit(fn, *args, **kwargs)
+        self._come()
         future.add_done_callback(self._left)
         return future
 
@@ -91,9 +79,27 @@ class CallPool(ThreadPoolExecutor):
         with self._lock:
             return bool(self._queue)
 
-    def _left(self, _: "Future[Any]") -> None:
+    def _come(self) -> None:
+        with self._lock:
+            self._here += 1
+
+    def _left(self, _: object = None) -> None:
         with self._lock:
             self._here -= 1
+
+    def _put(self, job: "Job") -> None:
+        """Have it run. Raises RuntimeError when the pool is closed."""
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the pool is closed")
+            self._queue.append(job)
+            begin = self._places > 0
+            if begin:
+                self._places -= 1
+        if begin:
+            super().submit(self._work)
+        else:
+            self._watch.wake()
 
     def _work(self) -> None:
         """Run calls on this thread for as long as there are some and a place for them."""
@@ -110,7 +116,7 @@ class CallPool(ThreadPoolExecutor):
             with self._lock:
                 self._turns.discard(turn)
 
-    def _next(self, turn: "_Turn") -> "_Job | None":
+    def _next(self, turn: "_Turn") -> "Job | None":
         with self._lock:
             if not turn.placed:  # given up: somebody else may be in its place
                 if not self._queue or not self._places:
@@ -152,7 +158,7 @@ class _Turn:
             self._pool.give_up(self)
 
 
-class _Job:
+class Job:
     """A call that waits for its thread."""
 
     __slots__ = ("_arguments", "_keywords", "_run", "future")

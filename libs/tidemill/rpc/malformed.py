@@ -36,6 +36,11 @@ def tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], A
     return read
 
 
+def unread(request: Any) -> bool:
+    """Whether a request could not be read."""
+    return type(request) is _Unread
+
+
 def check(request: Any) -> None:
     """Return when a request could be read. Raises Invalid, Exhausted."""
     if type(request) is _Unread:

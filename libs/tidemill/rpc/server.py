@@ -1,7 +1,7 @@
 """A gRPC server with health, reflection, observation of every call, and a drain; on asyncio or on threads."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
 from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
+from tidemill.rpc.shortcut import AVAILABLE, ShortcutPool
 from tidemill.rpc.silence import SILENCE, Silence
 from tidemill.rpc.spread import check_free, deal_out
 from tidemill.rpc.threadserver import ThreadInterceptor
@@ -137,6 +138,8 @@ class ThreadServer:
         max_message: largest message in bytes.
         calls: calls in work and waiting together; more are refused with RESOURCE_EXHAUSTED; 0 = four a thread.
         running: calls that run at a time, those that wait for something not among them; 0 = as many as threads.
+        brief: for unary methods, by name, a function that says whether a request is brief: such a one is answered by
+            the thread that reads it, which reads nothing else meanwhile. It is called for every request.
         silence: seconds after which a call is cancelled whose client sends no message while it is waited for.
         reflection_silence: the same for reflection.
         extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
@@ -154,6 +157,7 @@ class ThreadServer:
         max_message: int = CONTROL_MESSAGE,
         calls: int = 0,
         running: int = 0,
+        brief: Mapping[str, Callable[[Any], bool]] | None = None,
         silence: float = SILENCE,
         reflection_silence: float = REFLECTION_SILENCE,
         extra_ports: Sequence[int] = (),
@@ -167,12 +171,13 @@ class ThreadServer:
         self._local = local
         self._services = list(services)
         calls = calls or threads * 4
-        self._pool = CallPool(threads, calls, running)
+        pool = ShortcutPool if brief and AVAILABLE else CallPool
+        self._pool = pool(threads, calls, running)
         self._probes = Probes(reflection_silence)
         self._silence = Silence(silence)
         self._server = grpc.server(
             self._pool,
-            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence)],
+            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence, brief)],
             options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )

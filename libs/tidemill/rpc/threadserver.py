@@ -4,7 +4,7 @@ Threads serve one call after another, so each call runs in a copy of the thread'
 """
 
 import contextvars
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, Optional, TypeAlias, TypeVar
 
 import grpc
@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from tidemill import errors
 from tidemill.rpc.callpool import CallPool
-from tidemill.rpc.malformed import check, checked, tolerant
+from tidemill.rpc.malformed import check, checked, tolerant, unread
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.probes import Probes
 from tidemill.rpc.silence import Silence
@@ -31,9 +31,19 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         pool: the threads of ordinary calls; when it is full, more are refused.
         probes: the threads of health, reflection and refusals.
         silence: ends calls whose client sends nothing.
+        brief: for unary methods, by name, which requests are brief; see `tidemill.rpc.shortcut`.
     """
 
-    def __init__(self, observer: Observer, pool: CallPool, probes: Probes, silence: Silence) -> None:
+    def __init__(
+        self,
+        observer: Observer,
+        pool: CallPool,
+        probes: Probes,
+        silence: Silence,
+        brief: Mapping[str, Callable[[Any], bool]] | None = None,
+    ) -> None:
+        self._brief = brief or {}
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
         self._observer = observer
         self._pool = pool
         self._probes = probes
@@ -54,10 +64,18 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         if self._pool.full:
             # Of this kind it is run at once, and does not wait for a request.
             return grpc.stream_unary_rpc_method_handler(self._probes.here(self._unary(method, _refuse)))
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(method, handler)
+            self._wrapped[method] = handler, wrapped
+        return wrapped  # type: ignore[no-any-return]
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         codec = {
             "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
+        behaviour: Any
         if handler.response_streaming:
             behaviour = self._heard(handler.stream_stream) if handler.request_streaming else handler.unary_stream
             make = (
@@ -70,7 +88,11 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         make_unary = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        return make_unary(self._unary(method, behaviour), **codec)
+        made: Any = self._unary(method, behaviour)
+        if method in self._brief:
+            brief = self._brief[method]
+            made.brief = lambda request: unread(request) or brief(request)
+        return make_unary(made, **codec)
 
     def _heard(self, behaviour: Callable[..., T]) -> Callable[..., T]:
         """`behaviour`, for clients that go on sending."""

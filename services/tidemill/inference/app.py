@@ -26,7 +26,7 @@ from tidemill.inference.invocation import Invoker
 from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.metrics import Metrics
 from tidemill.inference.models import Building
-from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, Limits, OipServicer
+from tidemill.inference.protocols.oip.servicer import INFER, SERVICE, Identity, Limits, OipServicer
 from tidemill.inference.registrysource import from_registry
 from tidemill.inference.repository import Repository
 from tidemill.inference.responses import ResponseCache
@@ -181,6 +181,7 @@ def _server(
         observer(config, signals),
         threads=config.threads,
         running=config.computing,
+        brief={INFER: servicer.brief} if config.one_a_core else {},
         max_message=config.max_message_bytes + ENVELOPE,
         calls=config.max_waiting,
         silence=config.stream_idle_seconds,

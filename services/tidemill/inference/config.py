@@ -133,6 +133,11 @@ class InferenceConfig(ServerConfig):
         return self.fronts or available_cores()
 
     @property
+    def one_a_core(self) -> bool:
+        """Whether each core has a process of its own, which so loses nothing when it does one thing at a time."""
+        return self.processes >= available_cores()
+
+    @property
     def computing(self) -> int:
         """How many requests compute at a time in each process."""
         return self.running or max(2, 2 * available_cores() // self.processes)

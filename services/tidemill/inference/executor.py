@@ -1,6 +1,7 @@
 """Runs calls on one version, alone or together, and keeps its books: statistics, metrics, spans."""
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -17,6 +18,10 @@ from tidemill.inference.statistics import Statistics, Times
 from tidemill.inference.turns import Turns
 
 LOG = logging.getLogger(__name__)
+BRIEF = 3_000_000
+"""Nanoseconds up to which a run is brief: others may wait for so long."""
+FORGETS = 0.05
+"""How much a run counts that was quicker than those before it; a slower one counts at once."""
 
 
 class Executor:
@@ -56,6 +61,13 @@ class Executor:
         self._spans = RunSpans(tracer, model, version)
         self._turns = Turns(instances)
         self._plain = not isinstance(runtime, CallRuntime)
+        self._in_place = self._plain and not instances and all(device.startswith("CPU") for device in runtime.devices)
+        self._pace = math.inf
+
+    @property
+    def brief(self) -> bool:
+        """Whether a call would run here and at once, and the slowest of the last ones took a moment."""
+        return self._pace < BRIEF and self._in_place
 
     def run_one(self, call: Call) -> Answer:
         """Run `call` now, on this thread, as soon as an instance is free.
@@ -179,8 +191,11 @@ class Executor:
         except Exception as error:  # a model's fault is its callers' answer, and the log's
             raise self.failed(call, _fault(error)) from error
         ended = time.monotonic_ns()
-        self.statistics.answered(call.rows, started - call.arrived, ended - started, ended - call.arrived)
-        self._series.success(1, ended - started)
+        took = ended - started
+        pace = self._pace
+        self._pace = took if took > pace or pace == math.inf else pace - (pace - took) * FORGETS
+        self.statistics.answered(call.rows, started - call.arrived, took, ended - call.arrived)
+        self._series.success(1, took)
         return Answer(outputs=dict(zip(call.outputs, found, strict=True)))
 
     def _single(self, call: Call) -> Answer | TidemillError:

@@ -135,6 +135,14 @@ class Repository:
             return False
         return loaded.ready
 
+    def brief(self, name: str, version: str) -> bool:
+        """Whether such a request would be answered in a moment, be it with an error."""
+        try:
+            _, loaded = self._find(name, version)
+        except (NotFound, Invalid, Unavailable):
+            return True
+        return loaded.scheduler.brief
+
     def describe(self, name: str, version: str) -> tuple[Loaded, list[int]]:
         """The version that serves such a request, and all versions of the model that are READY. Raises as `acquire`."""
         model, loaded = self._find(name, version)

@@ -1,4 +1,4 @@
-"""Both kinds of server do the same things around every call."""
+"""All kinds of server do the same things around every call."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -98,11 +98,14 @@ class World:
             )
         else:
             services = [Service.of(pg.add_ParameterServiceServicer_to_server, ThreadToy(self.domain), SERVICE)]
-            server = ThreadServer(services, watch, threads=4)
+            # Brief calls are answered by the thread that reads them; those that are not, by one of the pool.
+            method = f"/{SERVICE.full_name}/GetGroup"
+            brief = {} if kind == "threads" else {method: lambda request: kind == "brief"}
+            server = ThreadServer(services, watch, threads=4, running=2, brief=brief)
         self.app = App("toy", config, self.telemetry, server, checks={"dependency": check})
 
 
-@pytest.fixture(params=["aio", "threads"])
+@pytest.fixture(params=["aio", "threads", "brief", "not brief"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

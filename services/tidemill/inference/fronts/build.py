@@ -18,7 +18,7 @@ from tidemill.inference.loader import Loader
 from tidemill.inference.metrics import Metrics
 from tidemill.inference.protocols.oip.requests import Reader
 from tidemill.inference.protocols.oip.responses import Writer
-from tidemill.inference.protocols.oip.servicer import SERVICE
+from tidemill.inference.protocols.oip.servicer import INFER, SERVICE
 from tidemill.inference.protocols.oip.unary import Unary
 from tidemill.inference.runtimes.base import Settings
 from tidemill.inference.scheduling import dynamic
@@ -107,11 +107,13 @@ def build(start: Start) -> Front:
         Engine(signals.tracer, config.max_message_bytes),
         tracing,
     )
+    servicer = FrontServicer(mirror, unary, relay)
     server = ThreadServer(
-        [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, FrontServicer(mirror, unary, relay), SERVICE)],
+        [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],
         observer(config, signals),
         threads=config.threads,
         running=config.computing,
+        brief={INFER: servicer.brief} if config.one_a_core else {},
         max_message=config.max_message_bytes + ENVELOPE,
         calls=config.max_waiting,
         silence=config.stream_idle_seconds,

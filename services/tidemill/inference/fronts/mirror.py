@@ -58,6 +58,11 @@ class Mirror:
         loaded = self._index.get((model, version))
         return loaded if loaded is not None and loaded.acquire() else None
 
+    def brief(self, model: str, version: str) -> bool:
+        """Whether such a request would be answered here, in a moment."""
+        loaded = self._index.get((model, version))
+        return loaded is not None and loaded.scheduler.brief
+
     async def settled(self) -> None:
         """Return when nothing is being loaded."""
         while self._loading:

@@ -30,6 +30,10 @@ class FrontServicer:
     def __getattr__(self, method: str) -> Any:
         return getattr(self._relay, method)
 
+    def brief(self, request: pb.ModelInferRequest) -> bool:
+        """Whether a request would be answered here, in a moment."""
+        return self._mirror.brief(request.model_name, request.model_version) and not _shares_memory(request)
+
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request, here or there."""
         loaded = self._mirror.acquire(request.model_name, request.model_version)

@@ -34,6 +34,11 @@ class Scheduler(ABC):
         return True
 
     @property
+    def brief(self) -> bool:
+        """Whether a call would most likely be answered in a moment, and without waiting for anything."""
+        return False
+
+    @property
     def pending(self) -> int:
         """Calls that wait, those that run not among them."""
         return 0

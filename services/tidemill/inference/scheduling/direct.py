@@ -16,6 +16,11 @@ class DirectScheduler(Scheduler):
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
 
+    @property
+    def brief(self) -> bool:
+        """Whether the model was quick lately, and nobody waits for an instance of it."""
+        return self._executor.brief
+
     def infer(self, call: Call) -> Answer:
         """Run `call` now. Raises TidemillError."""
         return self._executor.run_one(call)

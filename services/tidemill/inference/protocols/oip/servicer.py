@@ -26,6 +26,7 @@ from tidemill.slots import Slots
 from tidemill.telemetry.propagation import TRACEPARENT
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+INFER = f"/{SERVICE.full_name}/ModelInfer"
 Context = grpc.ServicerContext
 _EXTENSIONS = (
     "classification",
@@ -147,6 +148,10 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
     def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """The books of the versions that run."""
         return descriptions.statistics(self._repository.loaded(request.name, request.version), self._copies())
+
+    def brief(self, request: pb.ModelInferRequest) -> bool:
+        """Whether a request would be answered in a moment."""
+        return self._repository.brief(request.model_name, request.model_version)
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request."""
