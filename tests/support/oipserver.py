@@ -22,7 +22,7 @@ from tidemill.inference.engine import Engine
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.metrics import Metrics
-from tidemill.inference.protocols.oip.servicer import SERVICE, Identity, Limits, OipServicer
+from tidemill.inference.protocols.oip.servicer import INFER, SERVICE, Identity, Limits, OipServicer
 from tidemill.inference.repository import Model, Repository, State, Status
 from tidemill.inference.runtimes.base import Runtime
 from tidemill.inference.sharedmemory.regions import Regions
@@ -122,6 +122,7 @@ def oip_server(
         threads=threads,
         max_message=8 << 20,
         calls=256,
+        brief={INFER: servicer.brief},
     )
     address = f"127.0.0.1:{asyncio.run(server.start('127.0.0.1', 0))}"
     try:
