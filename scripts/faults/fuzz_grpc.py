@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import itertools
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +13,10 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 
+from tests.support.chaos.controls import Control, controls
 from tests.support.chaos.experiment import Experiment, Report
-from tests.support.chaos.hostile import FAULTS, GROWN, MODELS, Hostile, Watch, hostile, shared_object
+from tests.support.chaos.hostile import MODELS, Hostile, hostile, shared_object
+from tests.support.chaos.watch import ENDED, FAULTS, GROWN, WRONG, Watch
 from tests.support.mutation import Mutator
 from tests.support.oipexamples import examples
 from tidemill.api.compat.inference import service_pb2 as pb
@@ -21,8 +24,14 @@ from tidemill.api.compat.inference import service_pb2_grpc as pg
 
 WORDS = (*MODELS, "x", "y", "a", "b", "IN", "INPUT0", "INPUT1", "OUTPUT0", "sum", "total", "region", "hostiletest")
 BAD = {"INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED", "UNAVAILABLE", "DATA_LOSS"}
-MEANT = ("failed to load ", "Request for unknown model: ", "the model failed on these inputs")
-"""Texts that the protocol's clients test for, under a code that would blame the server."""
+MEANT = {
+    "RepositoryModelLoad": ("failed to load ",),
+    "ModelInfer": ("the model failed on these inputs",),
+}
+"""Texts that the protocol's clients test for, under INTERNAL, which would blame the server."""
+CONNECTIONS = 6
+GOOD = 0.1
+"""Part of the requests after which a good one comes."""
 
 
 def infers() -> list[Message]:
@@ -80,59 +89,105 @@ def _renamed(message: Any) -> Message:
     return message  # type: ignore[no-any-return]
 
 
-def attack(server: Hostile, watch: Watch, options: argparse.Namespace, key: str) -> None:
-    """Send everything."""
-    with grpc.insecure_channel(server.address) as channel:
-        stub = pg.GRPCInferenceServiceStub(channel)
+class Attack:
+    """Sends requests over several connections, which so reach all processes of the server.
+
+    Args:
+        server: which.
+        watch: judges the answers.
+        dice: for what is sent in between.
+    """
+
+    def __init__(self, server: Hostile, watch: Watch, dice: random.Random) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channels = [grpc.insecure_channel(server.address, options=options) for _ in range(CONNECTIONS)]
+        self._stubs = itertools.cycle([pg.GRPCInferenceServiceStub(channel) for channel in self._channels])
+        self._watch = watch
+        self._dice = dice
+
+    def run(self, seed: int, count: int, key: str) -> None:
+        """Send everything."""
         number = 0
-        for method, mutants in calls(options.seed, options.requests, key):
-            call: Any = getattr(stub, method)
-            try:
-                if method == "ModelStreamInfer":
-                    for reply in call(iter(mutants), timeout=30):
-                        watch.answered(
-                            "stream error" * bool(reply.error_message) or "OK",
-                            reply.error_message,
-                            mutants,
-                            fault=False,
-                        )
-                else:
-                    call(mutants[0], timeout=30)
-                    watch.answered("OK", "", mutants, fault=False)
-            except grpc.RpcError as error:
-                found: Any = error
-                code, text = found.code().name, found.details() or ""
-                watch.answered(code, text, mutants, fault=code in BAD and not text.startswith(MEANT))
-            if options.plant == "blame" and number == 100:
-                watch.answered("INTERNAL", "invalid literal for int()", mutants, fault=True)
+        for method, mutants in calls(seed, count, key):
+            self._send(method, mutants)
+            if self._dice.random() < GOOD:
+                self._check(self._dice.choice(controls()))
             before, number = number, number + len(mutants)
             if before // 100 != number // 100:
-                watch.look(number)
-                restore(stub)
+                self._watch.look(number)
+                if self._watch.silent or not self._restore():
+                    break
+        self._restore()
+        self._watch.look(number)
+        for channel in self._channels:
+            channel.close()
 
+    def _send(self, method: str, mutants: list[Message]) -> None:
+        call: Any = getattr(next(self._stubs), method)
+        code, text = "OK", ""
+        try:
+            if method == "ModelStreamInfer":
+                for reply in call(iter(mutants), timeout=30):
+                    self._watch.answered(
+                        "stream error" * bool(reply.error_message) or "OK", reply.error_message, mutants, fault=False
+                    )
+                return
+            call(mutants[0], timeout=30)
+        except grpc.RpcError as error:
+            found: Any = error
+            code, text = found.code().name, found.details() or ""
+        self._note(method, mutants[0], done=code == "OK")
+        meant = text.startswith(MEANT.get(method, ())) if code == "INTERNAL" else self._watch.served.excuses(text)
+        self._watch.answered(code, text, mutants, fault=code in BAD and not meant)
 
-def restore(stub: Any) -> None:
-    """Load again what a mutant may have unloaded, and forget what another one has set."""
-    for model in MODELS:
-        if not stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=30).ready:
-            stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=model), timeout=60)
-    stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(), timeout=30)
+    def _note(self, method: str, request: Any, *, done: bool) -> None:
+        served = self._watch.served
+        if method == "RepositoryModelLoad":
+            served.load(request.model_name, done=done)
+        elif method == "RepositoryModelUnload":
+            dependents = request.parameters["unload_dependents"].bool_param
+            served.unload(request.model_name, done=done, dependents=dependents)
+
+    def _check(self, control: Control) -> None:
+        if not self._watch.served.has(control.model):
+            return
+        try:
+            problem = control.judge(next(self._stubs).ModelInfer(control.message(), timeout=30))
+        except grpc.RpcError as error:
+            problem = str(error)
+        self._watch.checked(control.model, problem)
+
+    def _restore(self) -> bool:
+        """Load what a mutant may have unloaded, and forget what another one has set; whether the server did so."""
+        stub = next(self._stubs)
+        try:
+            for model in MODELS:
+                if not stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=30).ready:
+                    stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=model), timeout=60)
+                self._watch.served.load(model, done=True)
+            stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(), timeout=30)
+        except grpc.RpcError as error:
+            self._watch.silent.append(str(error))
+            return False
+        self._watch.served.restarts = 0
+        return True
 
 
 async def run(options: argparse.Namespace, work: Path) -> Report:
-    """Send mutants, and look at the server after each hundred."""
-    with shared_object() as key, hostile(work) as server:
+    """Send mutants, good requests in between, and look at the server after each hundred."""
+    with shared_object() as key, hostile(work, options.plant) as server:
         await server.ready()
-        watch = Watch(server, options.requests, leak=100_000 if options.plant == "leak" else 0)
-        await asyncio.to_thread(attack, server, watch, options, key)
+        watch = Watch(server, options.requests, options.growth)
+        attack = Attack(server, watch, random.Random(options.seed))
+        await asyncio.to_thread(attack.run, options.seed, options.requests, key)
         return watch.report()
 
 
 EXPERIMENT = Experiment(
     title=__doc__ or "",
     run=run,
-    plants={"blame": FAULTS, "leak": GROWN},
-    arguments={"requests": 10_000, "seed": 20_260_101},
+    plants={"inference-error": FAULTS, "inference-death": ENDED, "inference-leak": GROWN, "inference-lie": WRONG},
+    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0},
 )
 
 if __name__ == "__main__":

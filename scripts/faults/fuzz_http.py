@@ -3,23 +3,31 @@
 import argparse
 import asyncio
 import random
+import re
 import sys
 from pathlib import Path
 
 import httpx
 
+from tests.support.chaos.controls import Control, controls
 from tests.support.chaos.experiment import Experiment, Report
-from tests.support.chaos.hostile import FAULTS, GROWN, MODELS, Hostile, Watch, hostile
+from tests.support.chaos.hostile import MODELS, hostile
+from tests.support.chaos.watch import ENDED, FAULTS, GROWN, WRONG, Watch
 from tests.support.gateway import settings
 from tests.support.httpmutation import Request, requests
 from tidemill.gateway.app import build
 from tidemill.gateway.server import HttpServer
 from tidemill.gateway.site import Site
 
-MEANT = ("failed to load ", "failed to poll from model repository", "the model failed on these inputs")
-"""Texts that the protocol's clients test for, under a status that would blame the server."""
-STATUSES = {501, 503}
-"""What is not offered, and what must wait."""
+MEANT = {
+    "/load": ("failed to load ", "failed to poll from model repository"),
+    "/infer": ("the model failed on these inputs",),
+}
+"""Texts that the protocol's clients test for, under status 500, which would blame the server; by the path's end."""
+REPOSITORY = re.compile(r"/v2/repository(?:/[^/]+)?/models/([^/]+)/(load|unload)", re.IGNORECASE)
+NOT_OFFERED, NO_ANSWER = 501, 599
+GOOD = 0.1
+"""Part of the requests after which a good one comes."""
 
 
 async def routes() -> list[tuple[str, str]]:
@@ -38,48 +46,106 @@ def known(dice: random.Random, request: Request) -> Request:
     return request.to("/".join(dice.choice(MODELS) if part == "m" and dice.random() < 0.9 else part for part in parts))
 
 
-async def attack(server: Hostile, watch: Watch, options: argparse.Namespace) -> None:
-    """Send everything."""
-    dice = random.Random(options.seed)
-    base = f"http://127.0.0.1:{server.rest}"
-    async with httpx.AsyncClient(base_url=base, timeout=30, trust_env=False) as http:
-        for number, plain in enumerate(requests(dice, await routes(), options.requests)):
-            request = known(dice, plain)
-            status, text = await sent(http, request)
-            fault = status >= 500 and status not in STATUSES and not any(meant in text for meant in MEANT)
-            watch.answered(str(status), text if status >= 400 else "", request, fault=fault)
-            if options.plant == "blame" and number == 100:
-                watch.answered("500", "invalid literal for int()", request, fault=True)
-            if number % 100 == 99:
-                await asyncio.to_thread(watch.look, number + 1)
-                for model in MODELS:
-                    await http.post(f"/v2/repository/models/{model}/load", json={})
-                await http.post("/v2/systemsharedmemory/unregister")
+class Attack:
+    """Sends requests.
+
+    Args:
+        http: to the server.
+        watch: judges the answers.
+        dice: for what is sent.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, watch: Watch, dice: random.Random) -> None:
+        self._http = http
+        self._watch = watch
+        self._dice = dice
+
+    async def run(self, count: int) -> None:
+        """Send everything."""
+        number = 0
+        for number, plain in enumerate(requests(self._dice, await routes(), count), 1):
+            request = known(self._dice, plain)
+            status, text = await sent(self._http, request)
+            self._note(request, done=status == 200)
+            fault = status >= 500 and status != NOT_OFFERED and not self._meant(request, status, text)
+            self._watch.answered(str(status), text if status >= 400 else "", request, fault=fault)
+            if self._dice.random() < GOOD:
+                await self._check(self._dice.choice(controls()))
+            if number % 100 == 0:
+                await asyncio.to_thread(self._watch.look, number)
+                if self._watch.silent or not await self._restore():
+                    break
+        await self._restore()
+        await asyncio.to_thread(self._watch.look, number)
+
+    def _meant(self, request: Request, status: int, text: str) -> bool:
+        if status == 500:
+            (meant,) = [texts for ending, texts in MEANT.items() if request.path.endswith(ending)] or [()]
+            return any(one in text for one in meant)
+        return status == 503 and self._watch.served.excuses(text)
+
+    def _note(self, request: Request, *, done: bool) -> None:
+        if request.verb != "POST" or (found := REPOSITORY.fullmatch(request.path)) is None:
+            return
+        if found[2] == "load":
+            self._watch.served.load(found[1], done=done)
+        else:
+            # What else is unloaded is told in a body that may be broken: its parts count as gone.
+            self._watch.served.unload(found[1], done=done, dependents=True)
+
+    async def _check(self, control: Control) -> None:
+        if not self._watch.served.has(control.model):
+            return
+        try:
+            answer = await self._http.post(f"/v2/models/{control.model}/infer", json=control.document())
+            problem = control.judge_document(answer.json()) if answer.status_code == 200 else answer.text
+        except (httpx.HTTPError, ValueError) as error:
+            problem = repr(error)
+        self._watch.checked(control.model, problem)
+
+    async def _restore(self) -> bool:
+        """Load what a mutant may have unloaded, and forget what another one has set; whether the server did so."""
+        for model in MODELS:
+            ready = await self._status("GET", f"/v2/models/{model}/ready") == 200
+            if not ready and await self._status("POST", f"/v2/repository/models/{model}/load") != 200:
+                self._watch.silent.append(f"{model} cannot be loaded again")
+                return False
+            self._watch.served.load(model, done=True)
+        await self._status("POST", "/v2/systemsharedmemory/unregister")
+        self._watch.served.restarts = 0
+        return True
+
+    async def _status(self, verb: str, path: str) -> int:
+        try:
+            return (await self._http.request(verb, path)).status_code
+        except httpx.HTTPError:
+            return NO_ANSWER
 
 
 async def sent(http: httpx.AsyncClient, request: Request) -> tuple[int, str]:
-    """Status and text of the answer; status 599 without one."""
+    """Status and text of the answer; status `NO_ANSWER` without one."""
     try:
         answer = await http.request(request.verb, request.path, content=request.body, headers=request.headers)
     except httpx.HTTPError as error:
-        return 599, repr(error)
+        return NO_ANSWER, repr(error)
     return answer.status_code, answer.text[:2000]
 
 
 async def run(options: argparse.Namespace, work: Path) -> Report:
-    """Send mutants, and look at the server after each hundred."""
-    with hostile(work) as server:
+    """Send mutants, good requests in between, and look at the server after each hundred."""
+    with hostile(work, options.plant) as server:
         await server.ready()
-        watch = Watch(server, options.requests, leak=100_000 if options.plant == "leak" else 0)
-        await attack(server, watch, options)
+        watch = Watch(server, options.requests, options.growth)
+        async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as http:
+            await Attack(http, watch, random.Random(options.seed)).run(options.requests)
         return watch.report()
 
 
 EXPERIMENT = Experiment(
     title=__doc__ or "",
     run=run,
-    plants={"blame": FAULTS, "leak": GROWN},
-    arguments={"requests": 10_000, "seed": 20_260_101},
+    plants={"gateway-error": FAULTS, "gateway-death": ENDED, "gateway-leak": GROWN, "inference-lie": WRONG},
+    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0},
 )
 
 if __name__ == "__main__":

@@ -36,15 +36,7 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
                 await load.calls(int(options.rate / 2))
     report = Report()
     report.none(FAILED, load.outcomes.failed)
-    report.figures = {
-        "calls": len(load.outcomes.all),
-        "kills": options.kills,
-        "codes": load.outcomes.codes(),
-        "p50 ms": round(load.outcomes.quantile(0.5), 1),
-        "p99 ms": round(load.outcomes.quantile(0.99), 1),
-        "p99.9 ms": round(load.outcomes.quantile(0.999), 1),
-        "failures": load.outcomes.details(),
-    }
+    report.figures = {"kills": options.kills, **load.outcomes.figures()}
     return report
 
 

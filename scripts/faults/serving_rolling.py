@@ -43,15 +43,7 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
     report = Report()
     report.none(FAILED, load.outcomes.failed)
     report.none(STATUS, sum(status != 0 for status in statuses))
-    report.figures = {
-        "calls": len(load.outcomes.all),
-        "stops": options.stops,
-        "codes": load.outcomes.codes(),
-        "p50 ms": round(load.outcomes.quantile(0.5), 1),
-        "p99 ms": round(load.outcomes.quantile(0.99), 1),
-        "p99.9 ms": round(load.outcomes.quantile(0.999), 1),
-        "failures": load.outcomes.details(),
-    }
+    report.figures = {"stops": options.stops, **load.outcomes.figures()}
     return report
 
 

@@ -15,9 +15,17 @@ SHORT = {
     "serving_rolling": ("--stops", "2", "--rate", "50"),
     "serving_memory": ("--rounds", "3", "--megabytes", "50"),
     "serving_crash": ("--crashes", "2", "--every", "30", "--rate", "60"),
+    "fuzz_grpc": ("--requests", "800", "--growth", "30"),
+    "fuzz_http": ("--requests", "800", "--growth", "30"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
-ONCE = {"serving_kill": ("--kills", "1"), "serving_rolling": ("--stops", "1"), "serving_memory": ("--rounds", "1")}
+ONCE = {
+    "serving_kill": ("--kills", "1"),
+    "serving_rolling": ("--stops", "1"),
+    "serving_memory": ("--rounds", "1"),
+    "fuzz_grpc": ("--requests", "300"),
+    "fuzz_http": ("--requests", "300"),
+}
 """Once is enough for a fault that is always caught."""
 
 

@@ -68,6 +68,11 @@ class Outcomes:
         found = Counter(f"{one.code}: {one.details}"[:300] for one in self.all if one.code != OK)
         return [f"{count} x {text}" for text, count in found.most_common(5)]
 
+    def figures(self) -> dict[str, Any]:
+        """How many, how they ended, and how long they took."""
+        took = {f"p{100 * part:g} ms": round(self.quantile(part), 1) for part in (0.5, 0.99, 0.999)}
+        return {"calls": len(self.all), "codes": self.codes(), **took, "failures": self.details()}
+
     def quantile(self, part: float) -> float:
         """Milliseconds in which such a part of the calls ended; NaN without any."""
         took = sorted(one.seconds for one in self.all)

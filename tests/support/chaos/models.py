@@ -8,6 +8,7 @@ output { name: "y" data_type: TYPE_FP32 dims: [ -1, 2 ] }
 _EXECUTE = """
 import os
 import signal
+import subprocess
 import time
 
 import triton_python_backend_utils as pb_utils
@@ -38,3 +39,11 @@ def crashing(every: int, *, parent: bool = False) -> dict[str, str]:
 def slow(seconds: float, config: str = "") -> dict[str, str]:
     """Files of a model that gives back x after so many seconds, one call at a time."""
     return {"config.pbtxt": CONFIG + config, "1/model.py": _EXECUTE.format(before=f"time.sleep({seconds})")}
+
+
+def leaving() -> dict[str, str]:
+    """Files of a model that gives back x, and leaves a process behind for each call, out of its own session."""
+    return {
+        "config.pbtxt": CONFIG,
+        "1/model.py": _EXECUTE.format(before='subprocess.Popen(["sleep", "1000"], start_new_session=True)'),
+    }

@@ -1,6 +1,7 @@
 """Inference servers and Envoy as processes that can be killed, stopped and started again."""
 
 import asyncio
+import ctypes
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from tests.support.ports import free_ports
 from tests.support.wait import until
 from tidemill.cli.envoy import Balancer
 
+_PR_SET_CHILD_SUBREAPER = 36
 _HELD = ("Pss_Anon:", "Pss_Shmem:", "SwapPss:")
 
 
@@ -83,7 +85,7 @@ class Process:
             return
         pids = self.pids()
         for pid in pids:
-            _signal(pid, signal.SIGKILL)
+            end(pid, signal.SIGKILL)
         await self._gone(pids, 30)
 
     async def stop(self, within: float = 60.0) -> int:
@@ -210,7 +212,7 @@ def running(*processes: Process) -> Iterator[None]:
         for process in processes:
             if process._process is not None:
                 for pid in process.pids():
-                    _signal(pid, signal.SIGKILL)
+                    end(pid, signal.SIGKILL)
                 process._process.wait(30)
                 process._process = None
 
@@ -228,6 +230,23 @@ def family(pid: int) -> list[int]:
     return found
 
 
+def adopt() -> None:
+    """Become the parent of processes whose own parent ends: so nothing that a server leaves behind gets lost."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1) != 0:
+        raise OSError(ctypes.get_errno(), "orphans cannot be adopted")
+
+
+def commands() -> dict[int, str]:
+    """Command lines of all that this process has started or adopted and that runs, by pid."""
+    found = {}
+    for pid in family(os.getpid())[1:]:
+        try:
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        except OSError:
+            continue
+    return {pid: command for pid, command in found.items() if command}
+
+
 def proportional(pid: int) -> int:
     """Bytes of memory that a process holds, swapped out or not; pages that several have count in part. 0 = it has gone.
 
@@ -240,7 +259,8 @@ def proportional(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(_HELD))
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
+def end(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal; nothing when it has gone."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:

@@ -1,0 +1,11 @@
+"""The gateway service with the fault that the environment names."""
+
+import sys
+
+from tests.support.chaos.faulty import plant
+
+if __name__ == "__main__":
+    plant("gateway")
+    from tidemill.gateway.__main__ import main
+
+    sys.exit(main())
