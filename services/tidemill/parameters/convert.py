@@ -58,6 +58,9 @@ def to_choice(optimizer: pb.Optimizer) -> Choice:
     Raises:
         Invalid: there is no such optimizer, or a hyperparameter is wrong.
     """
+    for name, value in optimizer.parameters.fields.items():
+        if value.WhichOneof("kind") is None:
+            raise invalid(f"optimizer.parameters.{name[:64]}", "has no value")
     return catalogue.check(optimizer.name, dict(optimizer.parameters.items()))
 
 
