@@ -17,7 +17,7 @@ class Apps:
         self._folder = folder
         self.started: dict[str, App] = {}
 
-    def _neighbours(self, *names: str) -> dict[str, str]:
+    def _neighbours(self, *names: str) -> dict[str, Any]:
         return {f"{name}_address": self.started[name].address if name in self.started else NOWHERE for name in names}
 
     def build(self, name: str) -> App:

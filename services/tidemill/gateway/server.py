@@ -28,20 +28,30 @@ BACKLOG = 512
 
 
 class _Reader(h11.Connection):
-    """h11's parser with a limit on the number of chunks."""
+    """h11's parser with a limit on the number of chunks, and for no request that another could read otherwise."""
 
     chunks = 0
 
     def next_event(self) -> Any:
-        """The next event. Raises `RemoteProtocolError` for one chunk too many."""
+        """The next event. Raises `RemoteProtocolError` for one chunk too many, and for two ways to find the end."""
         event = super().next_event()
         if isinstance(event, h11.Request):
+            _check(event)
             self.chunks = 0
         elif isinstance(event, h11.Data) and event.chunk_start:
             self.chunks += 1
             if self.chunks > MAX_CHUNKS:
                 raise h11.RemoteProtocolError("too many chunks")
         return event
+
+
+def _check(request: h11.Request) -> None:
+    """Raise `RemoteProtocolError` for what h11 reads and others before it may read differently (RFC 9112, 6.1, 6.3)."""
+    if request.http_version not in (b"1.1", b"1.0"):
+        raise h11.RemoteProtocolError("another version of HTTP")
+    names = {name for name, _ in request.headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        raise h11.RemoteProtocolError("chunks where a length is said, or where there are none yet")
 
 
 class _Timer:
