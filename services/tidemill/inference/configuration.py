@@ -116,6 +116,7 @@ class SequenceState:
         input, output: the model's names.
         datatype, dims: of both, without the dimension of the batch.
         initial: bytes with which a sequence begins (raw, of one row); None = zeros.
+        initial_dims: of these bytes, or of the zeros; None = `dims`.
     """
 
     input: str
@@ -123,6 +124,7 @@ class SequenceState:
     datatype: DataType
     dims: tuple[int, ...]
     initial: bytes | None = None
+    initial_dims: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ def test_reads_sequences() -> None:
         ("START", ControlKind.START, DataType.INT32),
         ("ID", ControlKind.CORRID, DataType.UINT64),
     ]
-    assert sequence.states[0].initial == b"12345678"
+    assert (sequence.states[0].initial, sequence.states[0].initial_dims) == (b"12345678", (2,))
 
 
 def test_reads_labels_and_warm_ups() -> None:

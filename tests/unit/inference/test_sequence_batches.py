@@ -227,6 +227,17 @@ def test_states_begin_with_given_bytes_and_stay_hidden() -> None:
     assert [run["before"] for run in recorder.runs] == [[[4, 5]], [[10, 20]], [[4, 5]]]
 
 
+@pytest.mark.parametrize("initial", [None, np.array([4, 5], "<i4").tobytes()], ids=["zeros", "bytes"])
+def test_states_of_any_size_begin_with_the_given_one(initial: bytes | None) -> None:
+    state = SequenceState(
+        input="before", output="after", datatype=DataType.INT32, dims=(-1,), initial=initial, initial_dims=(2,)
+    )
+    recorder = Recorder()
+    with running(recorder, SequenceBatching(idle=10, states=(state,))) as m:
+        m.ask(1, flags="s", inputs={"x": np.array([[1, 2]], np.int32)})
+    assert recorder.runs[0]["before"] == [[4, 5] if initial else [0, 0]]
+
+
 def test_failed_request_leaves_the_state_as_it_was() -> None:
     recorder = Recorder()
     recorder.poison = 13

@@ -171,8 +171,9 @@ def _control(control_input: pb.ModelSequenceBatching.ControlInput) -> ours.Contr
 
 
 def _state(state: pb.ModelSequenceBatching.State, read: Read) -> ours.SequenceState:
-    initial = None
+    initial = dims = None
     for given in state.initial_state:
+        dims = tuple(given.dims)
         if given.HasField("data_file"):
             initial = read(f"initial_state/{given.data_file}")
     return ours.SequenceState(
@@ -181,6 +182,7 @@ def _state(state: pb.ModelSequenceBatching.State, read: Read) -> ours.SequenceSt
         datatype=datatype(state.data_type),
         dims=tuple(state.dims),
         initial=initial,
+        initial_dims=dims,
     )
 
 

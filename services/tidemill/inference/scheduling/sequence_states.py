@@ -40,18 +40,19 @@ class States:
 
 def _initial(state: SequenceState, *, batched: bool) -> Array:
     batch = (1,) if batched else ()
+    dims = state.dims if state.initial_dims is None else state.initial_dims
     if state.initial is None:
-        shape = (*batch, *(1 if size < 0 else size for size in state.dims))
+        shape = (*batch, *(1 if size < 0 else size for size in dims))
         empty: object = b"" if state.datatype is DataType.BYTES else 0
         array = np.full(shape, empty, state.datatype.numpy)
     else:
-        array = codec.decode(state.datatype, (*batch, *_sized(state, state.initial)), state.initial, state.input)
+        array = codec.decode(state.datatype, (*batch, *_sized(state, dims)), state.initial, state.input)
     array.flags.writeable = False
     return array
 
 
-def _sized(state: SequenceState, data: bytes) -> tuple[int, ...]:
+def _sized(state: SequenceState, dims: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions, an open one being as large as the bytes say."""
-    known = math.prod(size for size in state.dims if size >= 0) * max(1, state.datatype.size)
-    free = len(data) // known if known else 0
-    return tuple(size if size >= 0 else free for size in state.dims)
+    known = math.prod(size for size in dims if size >= 0) * max(1, state.datatype.size)
+    free = len(state.initial or b"") // known if known else 0
+    return tuple(size if size >= 0 else free for size in dims)
