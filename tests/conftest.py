@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 from tests.support.etcd import EtcdServer, running_etcd
 from tests.support.s3 import S3Server, running_s3
+
+# Hundreds of processes start here, and what the first of them compiles the others are to read.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -15,6 +15,8 @@ from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("clients")]
+TWO_PROCESSES = pytest.mark.parametrize("server", [2], ids=["two processes"], indirect=True)
+"""For clients of which each call may end in another process, and that show nothing more of one."""
 MIRRORED = ("simple", "simple_identity", "colours")
 
 
@@ -37,12 +39,14 @@ def test_tritonclient_over_http(server: Served) -> None:
     assert len(found) == 13
 
 
+@TWO_PROCESSES
 def test_kserve(server: Served) -> None:
     found = server.python("kserve", "kserve_client")
     assert failures(found) == {}
     assert len(found) == 9
 
 
+@TWO_PROCESSES
 def test_node(server: Served) -> None:
     program = ROOT / "tests" / "support" / "clientprograms" / "node_client.js"
     environment = {**os.environ, "NODE_PATH": str(node_modules())}

@@ -35,18 +35,6 @@ def rest(
         return json.load(response)
 
 
-@pytest.fixture(scope="module")
-def trained(up: Up, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A job of two workers over two shards, trained, registered and aliased from the command line."""
-    plot = tmp_path_factory.mktemp("plot") / "curve.png"
-    arguments = ["train", "mlp", "digits", "--workers", "2", "--shards", "2", "--epochs", "6", "--seed", "3"]
-    arguments += ["-p", "hidden=[64]", "--register", "digits", "--alias", "champion", "--job", "main"]
-    job = up.json(*arguments, "--plot", str(plot))
-    assert job["state"] == "STATE_SUCCEEDED"
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    return job
-
-
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     import time
 
@@ -177,14 +165,11 @@ def test_commands_list_and_show_what_there_is(trained: Any, up: Up) -> None:
     assert len(status) == 7
 
 
-def test_files_go_in_and_come_out_equal(up: Up, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((200, 3)).astype("f4")
-    np.savez(tmp_path / "data.npz", x=x, y=(x.sum(1) > 0).astype("i8"))
-    job = up.json("train", "mlp", str(tmp_path / "data.npz"), "--epochs", "2", "--job", "own-data")
-    assert job["state"] == "STATE_SUCCEEDED", job.get("error")
-    done = up.cli("artifacts", "download", job["result"]["artifact"], "--to", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
+def test_files_go_in_and_come_out_equal(trained: Any, images: Path, up: Up, tmp_path: Path) -> None:
+    for name, artifact in (("in", trained["spec"]["dataset"]["artifact"]), ("out", trained["result"]["artifact"])):
+        done = up.cli("artifacts", "download", artifact, "--to", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "in" / images.name).read_bytes() == images.read_bytes()
     assert (tmp_path / "out" / "model.onnx").stat().st_size > 0
 
 

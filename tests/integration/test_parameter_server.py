@@ -13,7 +13,7 @@ from tidemill.tensors.blocks import BLOCK, Array
 
 TENSORS = [("embedding", (61, 47)), ("bias", (47,)), ("scale", ()), ("head", (3, 47, 9))]
 """Together 4184 elements: no shard's part is a multiple of anything."""
-STEPS = 50
+STEPS = 25
 OPTIMIZERS = ["sgd", "momentum", "nesterov", "adam", "adamw", "adagrad"]
 
 
@@ -35,12 +35,13 @@ async def trained(count: int, workers: int, optimizer: str, **parameters: float)
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "workers"), [("adamw", 1), ("adamw", 4), *((optimizer, 2) for optimizer in OPTIMIZERS)]
+    ("optimizer", "workers", "counts"),
+    [("adamw", 1, [3]), ("adamw", 4, [2, 3]), *((optimizer, 2, [3]) for optimizer in OPTIMIZERS)],
 )
-async def test_the_number_of_shards_changes_no_bit(optimizer: str, workers: int) -> None:
+async def test_the_number_of_shards_changes_no_bit(optimizer: str, workers: int, counts: list[int]) -> None:
     one = await trained(1, workers, optimizer, weight_decay=0.01)
     assert np.isfinite(one).all()
-    for count in (2, 3):
+    for count in counts:
         np.testing.assert_array_equal(one, await trained(count, workers, optimizer, weight_decay=0.01))
 
 
@@ -82,7 +83,7 @@ def mean_gradient(model: torch.nn.Module, values: Array, inputs: torch.Tensor, t
     return flat(model, grad=True)
 
 
-@pytest.mark.parametrize("sizes", [(8, 8, 8, 8), (1, 20, 11), (0, 32)])
+@pytest.mark.parametrize("sizes", [(16, 16), (1, 20, 0, 11)])
 async def test_many_workers_equal_one_with_the_whole_batch(sizes: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(11)
     inputs = torch.randn(32, 20, generator=generator)

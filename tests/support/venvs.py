@@ -14,7 +14,8 @@ def venv(name: str, constraints_file: Path | None = None) -> Path:
 
     The file pins everything that is installed, dependencies included; it is `scripts/constraints-<name>.txt` unless
     given, and a change of it makes the environment anew. Processes that ask at the same time wait for one of them.
-    Making one may take longer than a test usually may: mark such tests with `pytest.mark.timeout(600)`.
+    Making one may take longer than a test usually may: mark such tests with `pytest.mark.timeout(600)`. Nothing is
+    compiled ahead: of most packages little is ever imported, and that little compiles itself.
     """
     constraints = constraints_file or ROOT / "scripts" / f"constraints-{name}.txt"
     folder = ROOT / ".cache" / f"{name}-venv"
@@ -24,9 +25,10 @@ def venv(name: str, constraints_file: Path | None = None) -> Path:
     with (folder.parent / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready.exists():
-            _run(sys.executable, "-m", "venv", "--clear", str(folder))
-            _run(str(python), "-m", "pip", "install", "--quiet", "--no-deps", "-r", str(constraints))
-            _run(str(python), "-m", "pip", "check")
+            _run(sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder))
+            pip = [sys.executable, "-m", "pip", "--python", str(python)]
+            _run(*pip, "install", "--quiet", "--no-compile", "--no-deps", "-r", str(constraints))
+            _run(*pip, "check")
             ready.touch()
     return python
 
