@@ -52,7 +52,8 @@ class App:
         withdrawers: awaited in order when the process stops, before it lingers: others learn that it will go, and it
             still answers.
         stoppers: awaited in order after that, before the server drains: withdraw, cancel, close waiting.
-        closers: awaited in order after the server has stopped.
+        closers: awaited in order after the server has stopped, also when a starter has failed: they free what is there,
+            the last that was taken first.
         metrics: what the operations port shows; the telemetry's registry when left out.
     """
 
@@ -86,6 +87,7 @@ class App:
         self._withdrawers = list(withdrawers)
         self._stoppers, self._closers = list(stoppers), list(closers)
         self._running: list[asyncio.Task[None]] = []
+        self._stopped = False
 
     @property
     def address(self) -> str:
@@ -98,11 +100,18 @@ class App:
         return self._monitor.ready
 
     async def start(self) -> None:
-        """Start everything; on return the ports are open.
+        """Start everything; on return the ports are open. What was started is closed again when that fails.
 
         Raises:
             Unavailable: with reason PORT_IN_USE, when a port is taken.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self._undo()
+            raise
+
+    async def _start(self) -> None:
         self.failed = asyncio.get_running_loop().create_future()
         for starter in self._starters:
             await starter()
@@ -110,7 +119,6 @@ class App:
         try:
             self.ops_port = self._ops.start(self.config.host, self.config.ops_port)
         except OSError as error:
-            await self.server.stop(0)
             raise errors.Unavailable(
                 f"cannot listen on {self.config.host}:{self.config.ops_port}: {error.strerror}", reason="PORT_IN_USE"
             ) from error
@@ -122,13 +130,32 @@ class App:
         if self.config.announce_file:
             _announce(Path(self.config.announce_file), {"grpc": self.port, "ops": self.ops_port, "pid": os.getpid()})
 
+    async def _undo(self) -> None:
+        """Free what a start that has failed had taken, the last first; what goes wrong meanwhile is only logged."""
+        self._stopped = True
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        if self.ops_port:
+            self._ops.stop()
+        if self.port:
+            await self.server.stop(0)
+        for closer in self._closers:
+            try:
+                await closer()
+            except Exception:
+                LOG.exception("something could not be closed after a start that has failed")
+        await asyncio.to_thread(self.telemetry.shutdown)
+
     def _ended(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or self.failed is None or self.failed.done():
             return
         self.failed.set_exception(task.exception() or RuntimeError("a background task ended"))
 
     async def stop(self, grace: float | None = None) -> None:
-        """Linger, drain and free everything."""
+        """Linger, drain and free everything; nothing after a start that has failed, which has freed it."""
+        if self._stopped:
+            return
         await self._monitor.withdraw()
         for withdrawer in self._withdrawers:
             await withdrawer()
