@@ -16,10 +16,12 @@ MAX_DEPTH = 32
 """Deepest nesting of JSON that is parsed."""
 MAX_CONTAINERS = 1 << 20
 """Most objects and arrays in a JSON document: each costs far more memory than its two bytes of text."""
+MAX_MEMBERS = 1 << 18
+"""Most objects and members of objects in a JSON document, together: an object costs more than an array."""
 IDLE_SECONDS = 60.0
 """Longest silence inside of a body."""
 
-_OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
+_OTHERS = bytes(set(range(256)) - set(b'"[]{}:'))
 _SQUARE = bytes.maketrans(b"{}", b"[]")
 
 
@@ -141,20 +143,23 @@ def _refuse_constant(token: str) -> NoReturn:
 def check_depth(text: bytes | bytearray | memoryview) -> None:
     """Return when `text` can be parsed without deep recursion: in linear time, and without parsing it.
 
-    Once strings and all but brackets are gone, each pass that takes away every `[]` takes away exactly one level.
+    Once strings and all but brackets and colons are gone, objects and members are counted; then each pass that takes
+    away every `[]` takes away exactly one level.
 
     Raises:
         Invalid: with reason INVALID_JSON.
     """
     data = bytes(text) if isinstance(text, memoryview) else text
     opened = data.count(b"[") + data.count(b"{")
-    if opened <= MAX_DEPTH:
+    if opened <= MAX_DEPTH and data.count(b":") <= MAX_MEMBERS - MAX_DEPTH:
         return
     if opened > MAX_CONTAINERS:
         raise errors.Invalid(f"the body has more than {MAX_CONTAINERS} opening brackets", reason="INVALID_JSON")
     data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     outside = b"".join(data.translate(None, _OTHERS).replace(b'""', b"").split(b'"')[::2])
-    left = outside.translate(_SQUARE)
+    if outside.count(b":") + outside.count(b"{") > MAX_MEMBERS:
+        raise errors.Invalid(f"the body has more than {MAX_MEMBERS} objects and members", reason="INVALID_JSON")
+    left = outside.translate(_SQUARE, b":")
     for _ in range(MAX_DEPTH):
         left = left.replace(b"[]", b"")
         if not left:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from tidemill import errors
-from tidemill.gateway.bodies import MAX_CONTAINERS, MAX_DEPTH, Bodies, check_depth, parse
+from tidemill.gateway.bodies import MAX_CONTAINERS, MAX_DEPTH, MAX_MEMBERS, Bodies, check_depth, parse
 from tidemill.gateway.problems import Refused
 
 
@@ -118,3 +118,15 @@ async def test_bodies_in_memory_are_bounded_together_and_freed_after_use() -> No
             assert busy.value.retry_after == 1
     async with bodies.received(request([b"x" * 10])) as body:
         assert len(body) == 10
+
+
+def test_members_are_counted_outside_of_strings_alone() -> None:
+    """An object costs more memory than an array, and each of its members more than an element."""
+    most = MAX_MEMBERS
+    fine = b'{"a:":["' + b":{" * most + b'"]}'
+    assert parse(fine) == {"a:": [":{" * most]}
+    members = b"{" + b",".join(b'"%d":0' % number for number in range(most - 1)) + b"}"
+    assert len(parse(members)) == most - 1
+    for many in (members[:-1] + b',"x":0}', b"[" + b"{}," * most + b"{}]", b"[" + b'{"":0},' * (most // 2) + b"{}]"):
+        with pytest.raises(errors.Invalid, match="objects and members"):
+            parse(many)
