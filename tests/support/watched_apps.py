@@ -29,7 +29,7 @@ class Apps:
             from tidemill.gateway.config import GatewayConfig
 
             others = self._neighbours("registry", "artifacts", "training", "inference")
-            return gateway.build(GatewayConfig(**common, oip_port=0, tfs_port=0, **others))
+            return gateway.build(GatewayConfig(**common, oip_port=0, tfs_port=0, max_body_mib=16, **others))
         if name == "registry":
             from tidemill.registry import app as registry
             from tidemill.registry.config import RegistryConfig
