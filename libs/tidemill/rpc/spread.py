@@ -80,10 +80,12 @@ def _listening(port: int) -> list[int]:
     for name in os.listdir("/proc/self/fd"):
         try:
             number = int(name)
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue  # what is no socket would keep its duplicate
             with socket.socket(fileno=os.dup(number)) as candidate:
                 listens = candidate.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
                 if listens and candidate.family in _FAMILIES and candidate.getsockname()[1] == port:
                     found.append(number)
-        except (OSError, ValueError):  # no socket, or closed meanwhile
+        except (OSError, ValueError):  # closed meanwhile
             continue
     return found

@@ -1,5 +1,6 @@
 """Several processes on one port."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -77,3 +78,9 @@ def test_a_port_that_somebody_shares_is_not_free() -> None:
 def test_one_process_deals_nothing_out() -> None:
     assert not deal_out(1, 1)
     assert not deal_out(1, 2)
+
+
+def test_dealing_out_keeps_nothing_open() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    assert not deal_out(1, 2)
+    assert set(os.listdir("/proc/self/fd")) == before
