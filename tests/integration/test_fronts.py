@@ -52,6 +52,15 @@ def processes(serving: Serving) -> int:
     return len(inodes)
 
 
+async def replace_fronts(serving: Serving) -> None:
+    """Kill all fronts, and return when others listen."""
+    before = fronts()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: fronts() and not fronts() & before, 60, "another front has started")
+    await until(lambda: processes(serving) == 2, 60, "it listens")
+
+
 @pytest.fixture
 async def folders(tmp_path: Path) -> Folder:
     folders = Folder(tmp_path / "models")
@@ -117,11 +126,13 @@ async def test_a_load_and_an_unload_hold_everywhere(folders: Folder, serving: Se
         assert not await client.model_ready("m")
 
 
-async def test_trace_settings_hold_everywhere(serving: Serving, everyone: Everyone, tmp_path: Path) -> None:
-    def told() -> int:
-        lines = [line for path in tmp_path.glob("traces/*") for line in path.read_text().splitlines()]
-        return sum("inference.execute" in line for line in lines)
+def told(folder: Path) -> int:
+    """How many executions the traces below `folder` tell of."""
+    lines = [line for path in folder.glob("traces/*") for line in path.read_text().splitlines()]
+    return sum("inference.execute" in line for line in lines)
 
+
+async def test_trace_settings_hold_everywhere(serving: Serving, everyone: Everyone, tmp_path: Path) -> None:
     async def change(level: str) -> None:
         async with grpc.aio.insecure_channel(serving.app.address) as channel:
             request = pb.TraceSettingRequest(model_name="m")
@@ -131,10 +142,80 @@ async def test_trace_settings_hold_everywhere(serving: Serving, everyone: Everyo
 
     await change("OFF")
     await everyone.versions()
-    assert told() == 0
+    assert told(tmp_path) == 0
     await change("TIMESTAMPS")
     await everyone.versions()
-    await until(lambda: told() == CONNECTIONS, what="every request is recorded")
+    await until(lambda: told(tmp_path) == CONNECTIONS, what="every request is recorded")
+
+
+async def test_only_so_many_requests_are_recorded_in_all(serving: Serving, everyone: Everyone, tmp_path: Path) -> None:
+    async with grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub = pg.GRPCInferenceServiceStub(channel)
+        request = pb.TraceSettingRequest(model_name="m")
+        for name, value in (("trace_level", "TIMESTAMPS"), ("trace_rate", "1"), ("trace_count", "5")):
+            request.settings[name].value.append(value)
+        await stub.TraceSetting(request)
+        for _ in range(2):
+            await everyone.versions()
+        left = (await stub.TraceSetting(pb.TraceSettingRequest(model_name="m"))).settings["trace_count"].value
+        assert list(left) == ["0"]
+    await until(lambda: told(tmp_path) >= 5, what="five are recorded")
+    for _ in range(2):
+        await everyone.versions()
+    assert told(tmp_path) == 5
+
+
+async def test_log_settings_hold_everywhere(folders: Folder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async with serve_folder(folders.root, fronts=2, model_control="explicit", load_models=("*",)) as serving:
+        await until(lambda: processes(serving) == 2, 60, "both processes listen")
+
+        async def heard(wanted: bool) -> str:
+            """What fronts write when every process is asked for what is not there."""
+            async with grpc.aio.insecure_channel(serving.app.address) as channel:
+                request = pb.LogSettingsRequest()
+                request.settings["log_warning"].bool_param = wanted
+                await pg.GRPCInferenceServiceStub(channel).LogSettings(request)
+            capfd.readouterr()
+            for _ in range(CONNECTIONS):
+                options = [("grpc.use_local_subchannel_pool", 1)]
+                async with grpc.aio.insecure_channel(serving.app.address, options=options) as channel:
+                    with pytest.raises(grpc.aio.AioRpcError):
+                        await pg.GRPCInferenceServiceStub(channel).RepositoryModelLoad(
+                            pb.RepositoryModelLoadRequest(model_name="nothing")
+                        )
+            return capfd.readouterr().err
+
+        assert "failed to load 'nothing'" not in await heard(False)
+        assert "failed to load 'nothing'" in await heard(True)
+        assert "failed to load 'nothing'" not in await heard(False)
+        await replace_fronts(serving)
+        assert "failed to load 'nothing'" not in await heard(False), "the new front has been told"
+
+
+async def test_what_a_dead_front_has_counted_stays(serving: Serving, everyone: Everyone) -> None:
+    url = f"http://127.0.0.1:{serving.app.ops_port}/metrics"
+    async with grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub = pg.GRPCInferenceServiceStub(channel)
+
+        async def counted() -> tuple[int, float]:
+            try:
+                (stats,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name="m", version="1"))).model_stats
+            except grpc.aio.AioRpcError:  # a connection of the dead
+                return 0, 0
+            shown = (await asyncio.to_thread(lambda: urlopen(url, timeout=10).read())).decode()
+            (line,) = [
+                one
+                for one in shown.splitlines()
+                if one.startswith('tidemill_inferences_total{model="m",outcome="success"')
+            ]
+            return stats.inference_count, float(line.split()[-1])
+
+        for _ in range(3):
+            await everyone.versions()
+        assert await counted() == (3 * CONNECTIONS, 3 * CONNECTIONS)
+        for _ in range(2):
+            await replace_fronts(serving)
+        assert await until(counted) == (3 * CONNECTIONS, 3 * CONNECTIONS)
 
 
 async def test_errors_are_the_same_from_each(everyone: Everyone) -> None:
@@ -148,11 +229,7 @@ async def test_errors_are_the_same_from_each(everyone: Everyone) -> None:
 
 
 async def test_a_killed_front_comes_back_and_its_callers_find_the_other(serving: Serving, everyone: Everyone) -> None:
-    before = fronts()
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    await until(lambda: fronts() and not fronts() & before, 60, "another front has started")
-    await until(lambda: processes(serving) == 2, 60, "it listens")
+    await replace_fronts(serving)
 
     async def answered() -> bool:
         try:

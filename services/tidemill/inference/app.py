@@ -70,7 +70,8 @@ def build(
     app: App
     clock = clock or SystemClock()
     tracing = Tracing(signals.tracer, config.trace_sample)
-    fronts = Fronts(config, repository, signals.registry, lambda: (app.port, server.extra_ports), tracing, clock)
+    logs = LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers)
+    fronts = Fronts(config, repository, signals.registry, lambda: (app.port, server.extra_ports), tracing, logs, clock)
     repository.published = fronts.changed
     building = Building(
         config=config,
@@ -93,7 +94,6 @@ def build(
     state = _State()
     _count_loaded(repository, signals)
     regions = Regions() if config.allow_client_shm else None
-    logs = LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers)
     server = _server(config, repository, engine, signals, state, logs, regions, models.control, fronts, tracing)
 
     async def close() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.errors import Invalid, Unimplemented
 from tidemill.inference.inputs import shown
@@ -34,20 +34,27 @@ class LogSettings(logging.Filter):
             FORMAT: "default",
         }
         self._lock = threading.Lock()
-        self._changed = False
+        self._set: dict[str, bool | int | str] = {}
+        self.updated: Callable[[Mapping[str, bool | int | str]], None] | None = None
+        """Called after each change, with what was changed."""
         self._handlers = list(handlers)
         for handler in self._handlers:
             handler.addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is wanted."""
-        if not self._changed:
+        if not self._set:
             return True
         level = record.levelno
         if level < logging.INFO:
             return bool(self._now[VERBOSE])
         name = INFO if level < logging.WARNING else WARNING if level < logging.ERROR else ERROR
         return bool(self._now[name])
+
+    @property
+    def changes(self) -> dict[str, bool | int | str]:
+        """What was changed."""
+        return dict(self._set)
 
     def settings(self) -> dict[str, bool | int | str]:
         """What is in force, by name."""
@@ -66,10 +73,12 @@ class LogSettings(logging.Filter):
             return
         with self._lock:
             self._now = {**self._now, **changes}
-            self._changed = True
+            self._set = {**self._set, **changes}
             levels = [level for name, level in _SWITCHES.items() if self._now[name]]
             least = logging.DEBUG if self._now[VERBOSE] else min(levels, default=logging.CRITICAL)
             self._logger.setLevel(least)
+        if self.updated is not None:
+            self.updated(changes)
 
     def close(self) -> None:
         """Drop nothing any more, and log what was logged before."""

@@ -89,6 +89,13 @@ class Tracing:
         with self._lock:
             return {model: dict(found) for model, found in self._set.items()}
 
+    def counts(self, model: str) -> bool:
+        """Whether only so many requests to `model` are recorded."""
+        if not self._choices:
+            return False
+        choice = self._choices.get(model) or self._choices.get("")
+        return choice is not None and choice.left >= 0 and not choice.off
+
     def begin(self, model: str, traceparent: Callable[[], str]) -> Recorded | None:
         """What records a request to `model`; None when it is not recorded.
 

@@ -1,11 +1,15 @@
 """Metrics of several processes as those of one."""
 
+import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.metrics_core import Metric as Family
 
+from tidemill import records
+from tidemill.inference.statistics import Snapshot
 from tidemill.telemetry import attributes
 
 Samples: TypeAlias = list[list[Any]]
@@ -16,8 +20,23 @@ _NOT_SUMMED = frozenset({attributes.METRIC_MODEL_LOADS})
 """What fronts do after the first process has done it: it counts once."""
 
 
+def together(gone: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
+    """Reports of fronts that have ended as one: what they have counted, not what they had at the moment."""
+    counted = [[family for family in report["metrics"] if family[1] != "gauge"] for report in (gone, last)]
+    found: dict[str, Snapshot] = {}
+    for report in (gone, last):
+        for key, values in report["statistics"].items():
+            found.setdefault(key, Snapshot()).add(records.decode(Snapshot, json.dumps(values).encode()))
+    statistics = {key: asdict(snapshot) for key, snapshot in found.items()}
+    return {"metrics": _samples(merged([], counted)), "statistics": statistics}
+
+
 def read(registry: CollectorRegistry) -> Samples:
     """What the metrics of this process say now."""
+    return _samples(registry.collect())
+
+
+def _samples(families: Iterable[Metric]) -> Samples:
     return [
         [
             family.name,
@@ -25,7 +44,7 @@ def read(registry: CollectorRegistry) -> Samples:
             family.documentation,
             [[sample.name, dict(sample.labels), sample.value] for sample in family.samples],
         ]
-        for family in registry.collect()
+        for family in families
     ]
 
 

@@ -1,6 +1,7 @@
 """Puts a front together."""
 
 import asyncio
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tidemill.inference.fronts.relay import Relay
 from tidemill.inference.fronts.servicer import FrontServicer
 from tidemill.inference.fronts.spool import SpoolSource
 from tidemill.inference.loader import Loader
+from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.metrics import Metrics
 from tidemill.inference.protocols.oip.requests import Reader
 from tidemill.inference.protocols.oip.responses import Writer
@@ -56,12 +58,14 @@ class Front:
     Args:
         mirror: its copies.
         tracing: which requests are recorded.
+        logs: what is logged.
     """
 
     start: Start
     telemetry: Telemetry
     mirror: Mirror
     tracing: Tracing
+    logs: LogSettings
     relay: Relay
     server: ThreadServer
     listening: bool = False
@@ -107,7 +111,7 @@ def build(start: Start) -> Front:
         Engine(signals.tracer, config.max_message_bytes),
         tracing,
     )
-    servicer = FrontServicer(mirror, unary, relay)
+    servicer = FrontServicer(mirror, unary, relay, tracing)
     server = ThreadServer(
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],
         observer(config, signals),
@@ -121,4 +125,12 @@ def build(start: Start) -> Front:
         processes=start.processes,
         first=False,
     )
-    return Front(start=start, telemetry=signals, mirror=mirror, tracing=tracing, relay=relay, server=server)
+    return Front(
+        start=start,
+        telemetry=signals,
+        mirror=mirror,
+        tracing=tracing,
+        logs=LogSettings(logging.getLogger("tidemill"), logging.getLogger().handlers),
+        relay=relay,
+        server=server,
+    )

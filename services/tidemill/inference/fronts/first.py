@@ -22,6 +22,7 @@ from tidemill.inference.fronts.build import Start
 from tidemill.inference.fronts.keeper import Keeper
 from tidemill.inference.fronts.picture import picture
 from tidemill.inference.fronts.spool import Spool
+from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.repository import Repository
 from tidemill.inference.statistics import Snapshot
 from tidemill.inference.tracing import Tracing
@@ -33,6 +34,8 @@ LONGEST = 100
 """Bytes of a socket's path; systems allow 104 or more."""
 PATIENCE = 2.0
 """Seconds that a scrape or a look at statistics waits for the fronts."""
+REMEMBERED = 2.0
+"""Seconds of which the counts are lost at most when a front dies."""
 
 
 class Fronts:
@@ -43,7 +46,8 @@ class Fronts:
         repository: what is served.
         registry: metrics of this process.
         ports: the port that is shared, and further ones; known once the server listens.
-        tracing: which requests are recorded, in all processes; what is counted is counted by each for itself.
+        tracing: which requests are recorded, in all processes.
+        logs: what is logged, in all processes.
         clock: times pauses.
     """
 
@@ -54,6 +58,7 @@ class Fronts:
         registry: CollectorRegistry,
         ports: Callable[[], tuple[int, Sequence[int]]],
         tracing: Tracing,
+        logs: LogSettings,
         clock: Clock,
     ) -> None:
         self._config = config
@@ -62,6 +67,8 @@ class Fronts:
         self._ports = ports
         self._tracing = tracing
         tracing.updated = self._traced
+        self._logs = logs
+        logs.updated = self._logged
         self.processes = config.processes
         self._folder = _folder() if self.processes > 1 else None
         # Removed at the latest when this is forgotten: what is built is not always started.
@@ -69,6 +76,7 @@ class Fronts:
         self.spool = Spool(self._folder / "spool", config.front_model_bytes) if self._folder else None
         self._keeper = Keeper(self.processes - 1, self._start, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._clock = clock
         self._changed = asyncio.Event()
         self._shown = asyncio.Lock()
 
@@ -83,7 +91,7 @@ class Fronts:
             await asyncio.Event().wait()
         self._loop = asyncio.get_running_loop()
         await self.show()
-        await asyncio.gather(self._keeper.run(), self._follow())
+        await asyncio.gather(self._keeper.run(), self._follow(), self._remember())
 
     def changed(self) -> None:
         """What is served has changed. Called on the loop."""
@@ -96,7 +104,9 @@ class Fronts:
         async with self._shown:
             self._changed.clear()
             models = self._repository.models
-            await self._keeper.show(picture(models, self.spool, self._repository.default))
+            shown = picture(models, self.spool, self._repository.default)
+            await self._keeper.show(shown)
+            self._keeper.forget({copy.key for copy in shown.copies})
 
     async def ask(self, document: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The answers of all fronts to an order."""
@@ -135,18 +145,30 @@ class Fronts:
     def _reports(self) -> list[dict[str, Any]]:
         if self._loop is None:
             return []
-        asked = asyncio.run_coroutine_threadsafe(self._keeper.ask({"report": True}), self._loop)
+        asked = asyncio.run_coroutine_threadsafe(self._keeper.reports(), self._loop)
         try:
             return asked.result(PATIENCE)
         except LateError:
             LOG.warning("the fronts do not tell what they have counted")
-            return []
+            return self._keeper.known()
 
     def _traced(self, model: str, changes: Mapping[str, Sequence[str]]) -> None:
         """Trace settings have changed. Called from any other thread than the loop's."""
+        self._tell({"trace": [[model, {name: list(values) for name, values in changes.items()}]]})
+
+    def _logged(self, changes: Mapping[str, bool | int | str]) -> None:
+        """Log settings have changed. Called from any other thread than the loop's."""
+        self._tell({"log": dict(changes)})
+
+    def _tell(self, order: Mapping[str, Any]) -> None:
         if self._loop is not None:
-            told = self._keeper.ask({"trace": [[model, {name: list(values) for name, values in changes.items()}]]})
-            asyncio.run_coroutine_threadsafe(told, self._loop).result()
+            asyncio.run_coroutine_threadsafe(self._keeper.ask(order), self._loop).result()
+
+    async def _remember(self) -> None:
+        """Know what fronts have counted before they end."""
+        while True:
+            await self._clock.sleep(REMEMBERED)
+            await self._keeper.reports()
 
     async def _follow(self) -> None:
         while True:
@@ -163,7 +185,8 @@ class Fronts:
             processes=self.processes,
         )
         document: dict[str, Any] = json.loads(records.encode(start))
-        return {**document, "trace": [[model, changes] for model, changes in self._tracing.changes.items()]}
+        trace = [[model, changes] for model, changes in self._tracing.changes.items()]
+        return {**document, "trace": trace, "log": self._logs.changes}
 
 
 def _folder() -> Path:

@@ -20,6 +20,7 @@ async def serve(lines: Lines) -> int:
             logs.configure("inference", start.config.log_level, start.config.log_style)
             front = build(start)
             _trace(front, order["start"]["trace"])
+            front.logs.update(order["start"]["log"])
         elif front is None:
             return 2
         else:
@@ -41,6 +42,8 @@ async def _do(front: Front, order: dict[str, Any]) -> dict[str, Any]:
         await front.server.set_serving(order["serving"])
     elif "trace" in order:
         _trace(front, order["trace"])
+    elif "log" in order:
+        front.logs.update(order["log"])
     elif "report" in order:
         return front.report()
     return {}

@@ -4,13 +4,14 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from tidemill import records
 from tidemill.clients.backoff import Backoff
 from tidemill.clock import Clock
 from tidemill.errors import DataLoss
+from tidemill.inference.fronts import books
 from tidemill.inference.fronts.lines import LIMIT, Document, Lines
 from tidemill.inference.fronts.picture import Picture
 
@@ -29,6 +30,8 @@ class Front:
         self._lines = lines
         self._numbers = iter(range(1, sys.maxsize))
         self._waiting: dict[int, asyncio.Future[Document]] = {}
+        self.report: Document | None = None
+        """What it had counted when it was last asked."""
 
     async def ask(self, document: Mapping[str, Any], patience: float = PATIENCE) -> Document | None:
         """The answer to an order; None when the front has gone, or does not answer in time and is ended."""
@@ -86,6 +89,7 @@ class Keeper:
         self._fronts: dict[int, Front] = {}
         self._picture = Picture()
         self._stopping = False
+        self._gone: Document = {"metrics": [], "statistics": {}}
 
     async def run(self) -> None:
         """Keep them running, for ever."""
@@ -101,6 +105,25 @@ class Keeper:
         """The answers of all fronts that are there."""
         answers = await asyncio.gather(*(front.ask(document) for front in list(self._fronts.values())))
         return [answer for answer in answers if answer is not None]
+
+    async def reports(self) -> list[Document]:
+        """What all fronts have counted; of those that have gone, what was known."""
+
+        async def ask(front: Front) -> None:
+            # Books may wait: a front that is busy is not ended for that.
+            front.report = await front.ask({"report": True}, START) or front.report
+
+        await asyncio.gather(*(ask(front) for front in list(self._fronts.values())))
+        return self.known()
+
+    def known(self) -> list[Document]:
+        """The same, as it was when they were last asked. Called from any thread."""
+        return [front.report for front in list(self._fronts.values()) if front.report is not None] + [self._gone]
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Keep of the books of fronts that have gone only those of these versions."""
+        statistics = {key: value for key, value in self._gone["statistics"].items() if key in keys}
+        self._gone = {**self._gone, "statistics": statistics}
 
     async def withdraw(self) -> None:
         """Let all say NOT_SERVING, and answer on; one that ends is not started again."""
@@ -154,7 +177,8 @@ class Keeper:
                     await front.ask({"listen": True}, START)
                 await process.wait()
         finally:
-            self._fronts.pop(number, None)
+            if self._fronts.pop(number, None) is not None and front.report is not None:
+                self._gone = books.together(self._gone, front.report)
             front.end() if not self._stopping else None
             await process.wait()
             listening.cancel()

@@ -9,6 +9,7 @@ from tidemill.inference.fronts.mirror import Mirror
 from tidemill.inference.fronts.relay import Relay
 from tidemill.inference.protocols.oip.memory import REGION
 from tidemill.inference.protocols.oip.unary import Unary
+from tidemill.inference.tracing import Tracing
 
 Context = grpc.ServicerContext
 
@@ -20,19 +21,21 @@ class FrontServicer:
         mirror: the copies.
         unary: answers requests for them.
         relay: has the first process answer.
+        tracing: tells of which models so many requests are to be recorded: the first process counts.
     """
 
-    def __init__(self, mirror: Mirror, unary: Unary, relay: Relay) -> None:
+    def __init__(self, mirror: Mirror, unary: Unary, relay: Relay, tracing: Tracing) -> None:
         self._mirror = mirror
         self._unary = unary
         self._relay = relay
+        self._tracing = tracing
 
     def __getattr__(self, method: str) -> Any:
         return getattr(self._relay, method)
 
     def brief(self, request: pb.ModelInferRequest) -> bool:
         """Whether a request would be answered here, in a moment."""
-        return self._mirror.brief(request.model_name, request.model_version) and not _shares_memory(request)
+        return self._mirror.brief(request.model_name, request.model_version) and not self._elsewhere(request)
 
     def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """Run one request, here or there."""
@@ -40,9 +43,12 @@ class FrontServicer:
         if loaded is None:
             return self._relay.unary("ModelInfer", request, context)  # type: ignore[no-any-return]
         with loaded:
-            if _shares_memory(request):
+            if self._elsewhere(request):
                 return self._relay.unary("ModelInfer", request, context)  # type: ignore[no-any-return]
             return self._unary.infer(loaded, request, context)
+
+    def _elsewhere(self, request: pb.ModelInferRequest) -> bool:
+        return _shares_memory(request) or self._tracing.counts(request.model_name)
 
 
 def _shares_memory(request: pb.ModelInferRequest) -> bool:
