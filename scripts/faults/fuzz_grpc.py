@@ -142,11 +142,13 @@ class Attack:
 
     def _note(self, method: str, request: Any, *, done: bool) -> None:
         served = self._watch.served
+        # As KServe names it, where there is no other name.
+        model = request.model_name or request.repository_name if method.startswith("RepositoryModel") else ""
         if method == "RepositoryModelLoad":
-            served.load(request.model_name, done=done)
+            served.load(model, done=done)
         elif method == "RepositoryModelUnload":
             dependents = request.parameters["unload_dependents"].bool_param
-            served.unload(request.model_name, done=done, dependents=dependents)
+            served.unload(model, done=done, dependents=dependents)
 
     def _check(self, control: Control) -> None:
         if not self._watch.served.has(control.model):
@@ -164,12 +166,11 @@ class Attack:
             for model in MODELS:
                 if not stub.ModelReady(pb.ModelReadyRequest(name=model), timeout=30).ready:
                     stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name=model), timeout=60)
-                self._watch.served.load(model, done=True)
             stub.SystemSharedMemoryUnregister(pb.SystemSharedMemoryUnregisterRequest(), timeout=30)
         except grpc.RpcError as error:
             self._watch.silent.append(str(error))
             return False
-        self._watch.served.restarts = 0
+        self._watch.served.restored()
         return True
 
 

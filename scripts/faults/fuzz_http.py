@@ -110,9 +110,8 @@ class Attack:
             if not ready and await self._status("POST", f"/v2/repository/models/{model}/load") != 200:
                 self._watch.silent.append(f"{model} cannot be loaded again")
                 return False
-            self._watch.served.load(model, done=True)
         await self._status("POST", "/v2/systemsharedmemory/unregister")
-        self._watch.served.restarts = 0
+        self._watch.served.restored()
         return True
 
     async def _status(self, verb: str, path: str) -> int:

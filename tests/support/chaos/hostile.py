@@ -21,6 +21,8 @@ from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.cli.stack import INFERENCE, OIP_REST
 
 MODELS = ("scale", "batched", "add", "labels", "text", "sums", "chain", "repeat", "add_sub")
+SHARED = "hostiletest-"
+"""How names of objects in shared memory begin that experiments make."""
 BATCHED = 'platform: "onnxruntime_onnx"\nmax_batch_size: 8\ndynamic_batching { max_queue_delay_microseconds: 100 }\n'
 LABELS = """platform: "onnxruntime_onnx"
 max_batch_size: 4
@@ -143,7 +145,7 @@ def _opened(pid: int) -> list[str]:
 @contextmanager
 def shared_object(size: int = 64) -> Iterator[str]:
     """The key of an object in shared memory."""
-    path = Path("/dev/shm") / f"hostiletest-{os.getpid()}"
+    path = Path("/dev/shm") / f"{SHARED}{os.getpid()}"
     path.write_bytes(bytes(size))
     try:
         yield path.name

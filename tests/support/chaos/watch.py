@@ -3,13 +3,13 @@
 import os
 import re
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import grpc
 
 from tests.support.chaos.experiment import Report
-from tests.support.chaos.hostile import MODELS, Hostile
+from tests.support.chaos.hostile import MODELS, SHARED, Hostile
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.rpc.status import UNEXPECTED
@@ -28,8 +28,10 @@ PARTS = {"chain": {"scale", "batched"}}
 """Ensembles, and the models without which they are not there."""
 APART = {"repeat", "add_sub"}
 """Models with processes of their own."""
+LINGER = 5
+"""Looks after which the process of a model that was unloaded must have ended: it may finish what it has."""
 _UNKNOWN = re.compile(r"Request for unknown model ?: '([^']*)'")
-_INSIDE = re.compile(r"Traceback|\b0x[0-9a-f]{6}|/dev/shm|object at|\.py\b|Errno|/tmp/|/proc/|site-packages")
+_INSIDE = re.compile(r"Traceback|\b0x[0-9a-f]{6}|/dev/shm|object at|(?<!model)\.py\b|Errno|/tmp/|/proc/|site-packages")
 _WARM = 500
 """Requests before memory counts: what is imported and pooled once is no leak."""
 
@@ -39,20 +41,35 @@ class Served:
 
     def __init__(self) -> None:
         self.gone: set[str] = set()
-        self.restarts = 0
-        """How many processes of models may have ended since this was last set to 0."""
+        self._endings = deque([0], LINGER)
+
+    @property
+    def endings(self) -> int:
+        """How many processes of models may end now: those of models that were unloaded or loaded anew lately."""
+        return sum(self._endings)
+
+    def looked(self, ended: int) -> None:
+        """So many have ended since the last look."""
+        for number, may in enumerate(self._endings):
+            self._endings[number] -= min(may, ended)
+            ended -= min(may, ended)
+        self._endings.append(0)
 
     def load(self, model: str, *, done: bool) -> None:
         """A model was to be loaded; also one that cannot be has had a process for a while."""
-        self.restarts += model in APART
+        self._endings[-1] += model in APART
         if done:
             self.gone.discard(model)
 
     def unload(self, model: str, *, done: bool, dependents: bool = False) -> None:
         """A model was to be unloaded, perhaps with its parts."""
-        self.restarts += model in APART
+        self._endings[-1] += model in APART and model not in self.gone
         if done:
             self.gone |= {model, *(PARTS.get(model, set()) if dependents else set())}
+
+    def restored(self) -> None:
+        """All are served again."""
+        self.gone.clear()
 
     def has(self, model: str) -> bool:
         """Whether requests for this model must be answered."""
@@ -77,13 +94,12 @@ class Watch:
         self._server = server
         self._total = total
         self._growth = growth
-        self._shared = set(os.listdir("/dev/shm"))
+        self._shared = _shared()
         found = _commands(server)
-        self._pids = {pid for pid, command in found.items() if not _of_a_model(command)}
+        self._pids = {pid: command for pid, command in found.items() if not _of_a_model(command)}
         self._models = {pid for pid, command in found.items() if _of_a_model(command)}
         self._apart = len(self._models)
-        self._ended: set[int] = set()
-        self._crashed = 0
+        self.ended: list[str] = []
         self.served = Served()
         self.outcomes: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -114,10 +130,14 @@ class Watch:
             if problem:
                 self.silent.append(problem[:500])
         found = _commands(self._server)
-        self._ended |= self._pids - found.keys()
+        for pid in self._pids.keys() - found.keys():
+            self.ended.append(f"before request {number}: {self._pids.pop(pid)!r}")
         now = {pid for pid, command in found.items() if _of_a_model(command)}
-        self._crashed += max(0, len(self._models - now) - self.served.restarts)
-        self._models, self.served.restarts = now, 0
+        gone = len(self._models - now)
+        if gone > self.served.endings:
+            self.ended.append(f"before request {number}: {gone} of models, {self.served.endings} of them unloaded")
+        self.served.looked(gone)
+        self._models = now
         self.memory.append((number, self._server.resident()))
         self.elsewhere |= set(self._server.elsewhere())
 
@@ -129,20 +149,21 @@ class Watch:
         report.at_least("good requests in between", self.good, self._total / 20)
         report.none(DEAD, len(self.silent))
         report.none(TOLD, len(self.told))
-        report.none(ENDED, len(self._ended) + self._crashed)
+        report.none(ENDED, len(self.ended))
         report.exactly("processes of models at the end", len(self._models), self._apart)
         warm = [size for number, size in self.memory if number > max(_WARM, 0.2 * self._total)]
         half = len(warm) // 2
         first, second = (sum(part) / max(1, len(part)) for part in (warm[:half], warm[half:]))
         report.at_most(GROWN, 100 * (second - first) / max(1, first), self._growth)
         report.none(OPENED, len(self.elsewhere))
-        report.none(LEFT, len(set(os.listdir("/dev/shm")) - self._shared))
+        report.none(LEFT, len(_shared() - self._shared))
         report.figures = {
             "outcomes": dict(self.outcomes.most_common()),
             "MiB, first half": round(first / 2**20, 1),
             "MiB, second half": round(second / 2**20, 1),
             "faults": self.faults[:5],
             "wrong": self.wrong[:5],
+            "ended": self.ended[:5],
             "silent": self.silent[:5],
             "told": self.told[:5],
             "elsewhere": sorted(self.elsewhere)[:5],
@@ -165,6 +186,11 @@ def _rest_problem(url: str) -> str:
             return ""
     except OSError as error:
         return str(error)
+
+
+def _shared() -> set[str]:
+    """Names in shared memory, those that experiments have made themselves not among them."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith(SHARED)}
 
 
 def _commands(server: Hostile) -> dict[int, bytes]:
