@@ -14,7 +14,6 @@ import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
-from tidemill.rpc.inflation import inflating
 from tidemill.rpc.malformed import check, checked_async, tolerant
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.status import to_status
@@ -31,11 +30,9 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
         observer: sees every call.
         streams: places for streams, of requests or responses.
         probes: places for the streams of health and reflection.
-        limit: largest message in bytes.
     """
 
-    def __init__(self, observer: Observer, streams: Slots, probes: Slots, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, observer: Observer, streams: Slots, probes: Slots) -> None:
         self._observer = observer
         self._streams = streams
         self._probes = probes
@@ -51,10 +48,9 @@ class AioInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         if unobserved(method):
-            handler = handler._replace(request_deserializer=inflating(handler.request_deserializer))
             return _counted(handler, self._probes) if handler.response_streaming else handler  # type: ignore[no-any-return]
         codec = {
-            "request_deserializer": tolerant(handler.request_deserializer, self._limit),
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         if handler.response_streaming:

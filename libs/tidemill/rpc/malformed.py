@@ -8,7 +8,6 @@ from google.protobuf.message import DecodeError
 
 from tidemill.errors import Invalid, TidemillError
 from tidemill.rpc import density
-from tidemill.rpc.inflation import inflated
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,19 +17,14 @@ class _Unread:
     error: TidemillError
 
 
-def tolerant(deserializer: Callable[[bytes], Any] | None, limit: int) -> Callable[[bytes], Any] | None:
-    """`deserializer`, for handlers that `check` what it gives.
-
-    Args:
-        limit: most bytes that a compressed message may have, inflated.
-    """
+def tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """`deserializer`, for handlers that `check` what it gives."""
     if deserializer is None:
         return None
     kind = getattr(getattr(deserializer, "__self__", None), "DESCRIPTOR", None)
 
     def read(data: bytes) -> Any:
         try:
-            data = inflated(data, limit)
             if kind is not None:
                 density.check(data, kind)
             return deserializer(data)

@@ -6,8 +6,6 @@ from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from tidemill.rpc.inflation import OPTION
-
 CONTROL_MESSAGE = 4 << 20
 """Largest message of a control call, in bytes."""
 CHUNK = 1 << 20
@@ -27,7 +25,6 @@ def server_options(max_message: int = CONTROL_MESSAGE, *, shared: bool = False) 
         ("grpc.max_send_message_length", max_message),
         # Two processes must not share a port unknowingly.
         ("grpc.so_reuseport", int(shared)),
-        OPTION,
         ("grpc.max_concurrent_streams", 256),
         ("grpc.max_metadata_size", 16384),
         # Our clients ping every 30 s, those of others as they like, which gRPC limits to once a second: no GOAWAY.

@@ -8,7 +8,6 @@ import grpc
 from grpc_status import rpc_status
 
 from tidemill.errors import Exhausted
-from tidemill.rpc.inflation import inflating
 from tidemill.rpc.silence import Silence
 from tidemill.rpc.status import to_status
 from tidemill.slots import Slots
@@ -44,7 +43,7 @@ class Probes:
             make, behaviour = grpc.unary_stream_rpc_method_handler, handler.unary_stream
         else:
             make, behaviour = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        return make(self.here(behaviour), inflating(handler.request_deserializer), handler.response_serializer)
+        return make(self.here(behaviour), handler.request_deserializer, handler.response_serializer)
 
     def here(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         """`behaviour`, run in these threads."""

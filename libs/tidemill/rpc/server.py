@@ -95,7 +95,6 @@ class AioServer:
             observer,
             streams=Slots(streams, "streams", "TOO_MANY_STREAMS", retry_after=1),
             probes=Slots(PROBE_STREAMS, "streams of health and reflection", "TOO_MANY_STREAMS", retry_after=1),
-            limit=max_message,
         )
         self._server = grpc.aio.server(
             interceptors=[interceptor],
@@ -178,7 +177,7 @@ class ThreadServer:
         self._silence = Silence(silence)
         self._server = grpc.server(
             self._pool,
-            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence, max_message, brief)],
+            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence, brief)],
             options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )

@@ -31,7 +31,6 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         pool: the threads of ordinary calls; when it is full, more are refused.
         probes: the threads of health, reflection and refusals.
         silence: ends calls whose client sends nothing.
-        limit: largest message in bytes.
         brief: for unary methods, by name, which requests are brief; see `tidemill.rpc.shortcut`.
     """
 
@@ -41,10 +40,8 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         pool: CallPool,
         probes: Probes,
         silence: Silence,
-        limit: int,
         brief: Mapping[str, Callable[[Any], bool]] | None = None,
     ) -> None:
-        self._limit = limit
         self._brief = brief or {}
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         self._observer = observer
@@ -75,7 +72,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Any) -> Any:
         codec = {
-            "request_deserializer": tolerant(handler.request_deserializer, self._limit),
+            "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
         }
         behaviour: Any

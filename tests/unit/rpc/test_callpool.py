@@ -176,8 +176,7 @@ def test_the_end(pools: Any, running: int) -> None:
 
 
 def test_a_cancelled_call_does_not_run(pools: Any) -> None:
-    pool, free = pools(2, 1), threading.Event()
-    ran: list[int] = []
+    pool, free, ran = pools(2, 1), threading.Event(), []
     first = pool.submit(free.wait, LIMIT)
     second = pool.submit(ran.append, 1)
     assert second.cancel()
