@@ -100,6 +100,24 @@ def test_requests_that_lie(process: Watched, name: str) -> None:
     assert process.alive
 
 
+@pytest.mark.parametrize("service", ["registry", "parameters"])
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_messages_that_grow(process: Watched, service: str, compression: grpc.Compression) -> None:
+    """Compressed, many zeros are small enough to be taken: on asyncio, and on threads."""
+    before = process.reset_peak()
+    method = {
+        "registry": "/tidemill.api.registry.v1.RegistryService/GetModel",
+        "parameters": "/tidemill.api.parameters.v1.ParameterService/GetGroup",
+    }[service]
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(process.address(service), options=options, compression=compression) as channel:
+        stub: Any = channel.unary_unary(method)
+        for _ in range(TIMES):
+            assert code(lambda: stub(bytes(128 * MIB), timeout=30)) is Code.RESOURCE_EXHAUSTED
+    assert process.peak() - before < MOST
+    good(process)
+
+
 BODIES = bombs.bodies()
 
 

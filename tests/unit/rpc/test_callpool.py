@@ -176,7 +176,8 @@ def test_the_end(pools: Any, running: int) -> None:
 
 
 def test_a_cancelled_call_does_not_run(pools: Any) -> None:
-    pool, free, ran = pools(2, 1), threading.Event(), []
+    pool, free = pools(2, 1), threading.Event()
+    ran: list[int] = []
     first = pool.submit(free.wait, LIMIT)
     second = pool.submit(ran.append, 1)
     assert second.cancel()
