@@ -112,8 +112,7 @@ def test_messages_that_grow(process: Watched, service: str, compression: grpc.Co
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(process.address(service), options=options, compression=compression) as channel:
         stub: Any = channel.unary_unary(method)
-        for _ in range(TIMES):
-            assert code(lambda: stub(bytes(128 * MIB), timeout=30)) is Code.RESOURCE_EXHAUSTED
+        assert code(lambda: stub(bytes(128 * MIB), timeout=30)) is Code.RESOURCE_EXHAUSTED
     assert process.peak() - before < MOST
     good(process)
 
