@@ -58,7 +58,9 @@ class Engine:
         loaded.scheduler.submit(call, checked)
 
     def _check_size(self, arrays: Iterable[Array]) -> None:
-        size = sum(array.nbytes for array in arrays)
+        size = 0
+        for array in arrays:
+            size += array.nbytes
         if size > self._largest_answer:
             raise Exhausted(
                 f"the outputs have {size} bytes; an answer may have {self._largest_answer}", reason="ANSWER_TOO_LARGE"

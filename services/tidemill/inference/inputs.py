@@ -168,6 +168,8 @@ def _from_raw(data: bytes, count: int, tensor: InputTensor, spec: TensorSpec, mo
     _check_raw(len(data), count, spec, model)
     if kind is DataType.BYTES:
         return codec.decode(kind, tensor.shape, data, f"inputs['{spec.name}']")
+    if kind not in (DataType.BOOL, DataType.BF16):
+        return np.frombuffer(data, kind.numpy).reshape(tuple(tensor.shape))
     if kind is DataType.BOOL:  # any other byte than 0 and 1 would be neither true nor false to a kernel
         truth: Array = np.frombuffer(data, np.uint8) != 0
         return truth.reshape(tuple(tensor.shape))

@@ -88,12 +88,14 @@ class Repository:
     def __init__(self, default_alias: str) -> None:
         self._default_alias = default_alias
         self._models: Mapping[str, Model] = {}
+        self._index: Mapping[tuple[str, str], tuple[Model, Loaded]] = {}
         self.published: Callable[[], None] | None = None
         """Called after each change."""
 
     def publish(self, models: Mapping[str, Model]) -> None:
         """Replace the picture."""
         self._models = models
+        self._index = dict(self._entries(models))
         if self.published is not None:
             self.published()
 
@@ -188,7 +190,20 @@ class Repository:
                     reason = STEPS_MISSING if current is not status.state else status.reason or model.problem
                     yield Entry(name, str(number), current.value, reason)
 
+    def _entries(self, models: Mapping[str, Model]) -> Iterator[tuple[tuple[str, str], tuple[Model, Loaded]]]:
+        """What requests name, and what serves them, where that cannot change before the next picture."""
+        for name, model in models.items():
+            loaded = {n: one.loaded for n, one in model.versions.items() if one.state is State.READY and one.loaded}
+            if any(one.scheduler.depends for one in loaded.values()):
+                continue
+            default = model.aliases.get(self._default_alias, max(loaded, default=0))
+            asked = {"": default, **{str(number): number for number in loaded}, **model.aliases}
+            yield from (((name, text), (model, loaded[number])) for text, number in asked.items() if number in loaded)
+
     def _find(self, name: str, version: str) -> tuple[Model, Loaded]:
+        found = self._index.get((name, version))
+        if found is not None:
+            return found
         model = self._models.get(name)
         if model is None:
             raise _unknown(f"'{shown(name)}' is not found")

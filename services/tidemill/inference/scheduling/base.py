@@ -28,6 +28,9 @@ class Scheduler(ABC):
         self.submit(call, waiting)
         return waiting.answer()
 
+    depends = False
+    """Whether `available` may change: where other models have to run its calls."""
+
     @property
     def available(self) -> bool:
         """Whether calls would run now: not where other models have to run them, and one of these cannot."""

@@ -24,6 +24,7 @@ class CachedScheduler(Scheduler):
 
     def __init__(self, scheduler: Scheduler, section: Section, statistics: Statistics, series: Series) -> None:
         self._scheduler = scheduler
+        self.depends = scheduler.depends
         self._section = section
         self._statistics = statistics
         self._series = series

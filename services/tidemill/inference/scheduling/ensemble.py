@@ -114,6 +114,8 @@ class EnsembleScheduler(Scheduler):
     Made by `Ensembles.compose`.
     """
 
+    depends = True
+
     def __init__(self, ensembles: Ensembles, configuration: Configuration, books: _Books) -> None:
         self._ensembles = ensembles
         self._name = configuration.name
