@@ -18,7 +18,7 @@ from tidemill.inference.statistics import Statistics, Times
 from tidemill.inference.turns import Turns
 
 LOG = logging.getLogger(__name__)
-BRIEF = 3_000_000
+BRIEF = 10_000_000
 """Nanoseconds up to which a run is brief: others may wait for so long."""
 FORGETS = 0.05
 """How much a run counts that was quicker than those before it; a slower one counts at once."""
