@@ -110,6 +110,11 @@ class Hostile(Process):
                     found.add(target)
         return sorted(found)
 
+    def shared(self) -> set[str]:
+        """Files in shared memory that its processes have open, but for those that an experiment has made itself."""
+        opened = {target for pid in self.pids() for target in _opened(pid) if target.startswith("/dev/shm/")}
+        return {target for target in opened if not Path(target).name.startswith(SHARED)}
+
     async def ready(self) -> None:
         """Return when all of its models are, over gRPC and REST."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 
 from tests.support.chaos.experiment import Report
-from tests.support.chaos.hostile import MODELS, SHARED, Hostile
+from tests.support.chaos.hostile import MODELS, Hostile
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.rpc.status import UNEXPECTED
@@ -94,7 +94,7 @@ class Watch:
         self._server = server
         self._total = total
         self._growth = growth
-        self._shared = _shared()
+        self._shared: set[str] = set()
         found = _commands(server)
         self._pids = {pid: command for pid, command in found.items() if not _of_a_model(command)}
         self._models = {pid for pid, command in found.items() if _of_a_model(command)}
@@ -140,6 +140,7 @@ class Watch:
         self._models = now
         self.memory.append((number, self._server.resident()))
         self.elsewhere |= set(self._server.elsewhere())
+        self._shared |= self._server.shared()
 
     def report(self) -> Report:
         """What has been seen, judged. All models are served again."""
@@ -156,7 +157,7 @@ class Watch:
         first, second = (sum(part) / max(1, len(part)) for part in (warm[:half], warm[half:]))
         report.at_most(GROWN, 100 * (second - first) / max(1, first), self._growth)
         report.none(OPENED, len(self.elsewhere))
-        report.none(LEFT, len(_shared() - self._shared))
+        report.none(LEFT, sum(os.path.exists(path) for path in self._shared))
         report.figures = {
             "outcomes": dict(self.outcomes.most_common()),
             "MiB, first half": round(first / 2**20, 1),
@@ -186,11 +187,6 @@ def _rest_problem(url: str) -> str:
             return ""
     except OSError as error:
         return str(error)
-
-
-def _shared() -> set[str]:
-    """Names in shared memory, those that experiments have made themselves not among them."""
-    return {name for name in os.listdir("/dev/shm") if not name.startswith(SHARED)}
 
 
 def _commands(server: Hostile) -> dict[int, bytes]:
