@@ -172,8 +172,13 @@ class Balancer:
                 }
             ],
             # No outlier detection: a server that it still keeps out would be missing when the other one dies.
-            # Without a threshold, with half of the servers down, calls go to all of them, dead or not.
-            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+            "common_lb_config": {
+                # Without a threshold, with half of the servers down, calls go to all of them, dead or not.
+                "healthy_panic_threshold": {"value": 0},
+                # Envoy would gather changes for a second before those who send calls learn of them: not yet that a
+                # server is back, when the other one dies.
+                "update_merge_window": "0s",
+            },
             "circuit_breakers": {
                 "thresholds": [
                     {
