@@ -14,12 +14,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
-from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
 from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
-from tidemill.rpc.shortcut import AVAILABLE, ShortcutPool
+from tidemill.rpc.shortcut import AVAILABLE, Shortcut, ShortcutPool
 from tidemill.rpc.silence import SILENCE, Silence
 from tidemill.rpc.spread import check_free, deal_out
 from tidemill.rpc.threadserver import ThreadInterceptor
@@ -171,18 +170,21 @@ class ThreadServer:
         self._local = local
         self._services = list(services)
         calls = calls or threads * 4
-        pool = ShortcutPool if brief and AVAILABLE else CallPool
-        self._pool = pool(threads, calls, running)
+        self._pool = ShortcutPool(threads, calls, running)
         self._probes = Probes(reflection_silence)
         self._silence = Silence(silence)
+        interceptor = ThreadInterceptor(observer, self._pool, self._probes, self._silence)
         self._server = grpc.server(
             self._pool,
-            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence, brief)],
+            interceptors=[interceptor],
             options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )
         self._health = health.HealthServicer()
         _register(self._server, self._services, self._health)
+        self._shortcut: Shortcut | None = None
+        if brief and AVAILABLE:
+            self._shortcut = Shortcut(self._server, self._pool, observer, brief, interceptor.wrap)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.
@@ -196,6 +198,8 @@ class ThreadServer:
         if self._local:
             self._server.add_insecure_port(self._local)
         self._server.start()
+        if self._shortcut is not None:
+            self._shortcut.start()
         for bound in (chosen, *self.extra_ports):
             deal_out(bound, self._processes)
         return chosen

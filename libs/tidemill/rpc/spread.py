@@ -1,8 +1,9 @@
 """Several processes on one port: connections are dealt out evenly between them.
 
 With SO_REUSEPORT the kernel picks a process by a hash of the connection's addresses: of four connections of one client
-all go to the same of two processes in one of eight cases. Here a classic BPF program picks by the port of the client:
-the kernel gives rising even ports to connections that are made one after the other, so they go round.
+all go to the same of two processes in one of eight cases. Where the kernel lets us, a program of ours deals them out in
+turn (`roundrobin`). Elsewhere a classic one picks by the port of the client: kernels before 5.12 give rising even ports
+to connections that are made one after the other, so they go round; later ones add noise, which makes it a hash again.
 """
 
 import ctypes
@@ -13,9 +14,10 @@ import struct
 import sys
 
 from tidemill import errors
+from tidemill.rpc import roundrobin
 
 LOG = logging.getLogger(__name__)
-_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_REUSEPORT_CBPF, _SO_ATTACH_REUSEPORT_EBPF = 51, 52
 _NETWORK_HEADER = 0xFFFFFFFF - 0x100000 + 1
 _LOAD_BYTE, _LOAD_HALF, _SHIFT_RIGHT, _MODULO, _IF_EQUAL, _JUMP, _RETURN_A = 0x30, 0x28, 0x74, 0x94, 0x15, 0x05, 0x16
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -51,6 +53,26 @@ def deal_out(port: int, processes: int) -> bool:
 
 
 def _attach(listener: socket.socket, processes: int) -> bool:
+    return _in_turn(listener, processes) or _by_port(listener, processes)
+
+
+def _in_turn(listener: socket.socket, processes: int) -> bool:
+    try:
+        program = roundrobin.load(processes)
+    except OSError as error:
+        LOG.info("connections are not dealt out in turn", extra={"error": str(error)})
+        return False
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_EBPF, program)
+    except OSError as error:
+        LOG.info("connections are not dealt out in turn", extra={"error": str(error)})
+        return False
+    finally:
+        os.close(program)
+    return True
+
+
+def _by_port(listener: socket.socket, processes: int) -> bool:
     # The client's port lies behind a network header without options. A socket for version 6 gets both versions.
     steps = [
         (_LOAD_BYTE, 0, 0, _NETWORK_HEADER),

@@ -4,7 +4,7 @@ Threads serve one call after another, so each call runs in a copy of the thread'
 """
 
 import contextvars
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, Optional, TypeAlias, TypeVar
 
 import grpc
@@ -12,9 +12,10 @@ from grpc_status import rpc_status
 
 from tidemill import errors
 from tidemill.rpc.callpool import CallPool
-from tidemill.rpc.malformed import check, checked, tolerant, unread
+from tidemill.rpc.malformed import check, checked, tolerant
 from tidemill.rpc.observe import Call, Observer, unobserved
 from tidemill.rpc.probes import Probes
+from tidemill.rpc.shortcut import too_many
 from tidemill.rpc.silence import Silence
 from tidemill.yielding import about_to_wait
 
@@ -31,7 +32,6 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         pool: the threads of ordinary calls; when it is full, more are refused.
         probes: the threads of health, reflection and refusals.
         silence: ends calls whose client sends nothing.
-        brief: for unary methods, by name, which requests are brief; see `tidemill.rpc.shortcut`.
     """
 
     def __init__(
@@ -40,9 +40,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         pool: CallPool,
         probes: Probes,
         silence: Silence,
-        brief: Mapping[str, Callable[[Any], bool]] | None = None,
     ) -> None:
-        self._brief = brief or {}
         self._wrapped: dict[str, tuple[Any, Any]] = {}
         self._observer = observer
         self._pool = pool
@@ -66,11 +64,12 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(self._probes.here(self._unary(method, _refuse)))
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
-            wrapped = self._wrap(method, handler)
+            wrapped = self.wrap(method, handler)
             self._wrapped[method] = handler, wrapped
         return wrapped  # type: ignore[no-any-return]
 
-    def _wrap(self, method: str, handler: Any) -> Any:
+    def wrap(self, method: str, handler: Any) -> Any:
+        """An ordinary handler, which observes its calls, of the handler of a method."""
         codec = {
             "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,
@@ -88,11 +87,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
         make_unary = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        made: Any = self._unary(method, behaviour)
-        if method in self._brief:
-            brief = self._brief[method]
-            made.brief = lambda request: unread(request) or brief(request)
-        return make_unary(made, **codec)
+        return make_unary(self._unary(method, behaviour), **codec)
 
     def _heard(self, behaviour: Callable[..., T]) -> Callable[..., T]:
         """`behaviour`, for clients that go on sending."""
@@ -150,7 +145,7 @@ class ThreadInterceptor(grpc.ServerInterceptor):
 
 
 def _refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
-    raise errors.Exhausted("too many calls at a time; try again later", reason="TOO_MANY_CALLS", retry_after=0.2)
+    raise too_many()
 
 
 def _abort(context: grpc.ServicerContext, call: Call, error: Exception) -> NoReturn:

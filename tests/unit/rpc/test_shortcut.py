@@ -166,8 +166,8 @@ async def test_callers_that_go_away_leave_nothing_behind() -> None:
         # A call of which the server knows, and whose request never comes.
         raw: Any = grpc.aio.insecure_channel(served.address)
         silent = [raw.stream_unary(METHOD)() for _ in range(4)]
+        await until(lambda: served.server._pool.full)
         for one in silent:
-            await one.wait_for_connection()
             one.cancel()
         await until(lambda: not served.server._pool.full)
         assert (await stub.GetGroup(pb.GetGroupRequest(name="brief"))).name
