@@ -29,6 +29,7 @@ from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.server import Service, ThreadServer
+from tidemill.rpc.shortcut import Brief
 from tidemill.telemetry.setup import setup
 
 Versions = Mapping[tuple[str, int], tuple[Configuration, Runtime]]
@@ -72,6 +73,7 @@ def oip_server(
     sample: float = 1.0,
     others: Mapping[str, Model] | None = None,
     threads: int = 8,
+    plain: bool = True,
     **limits: Any,
 ) -> Iterator[OipServer]:
     """Serve these versions.
@@ -84,6 +86,7 @@ def oip_server(
         sample: part of the requests that are recorded.
         others: further models, that are not loaded.
         threads: calls in work at a time.
+        plain: whether plain requests are read as such; else all go the ordinary way.
         limits: those of `Limits`.
     """
     signals = setup("test", sample=sample)
@@ -122,7 +125,7 @@ def oip_server(
         threads=threads,
         max_message=8 << 20,
         calls=256,
-        brief={INFER: servicer.brief},
+        brief={INFER: servicer.brief if plain else Brief(servicer.brief.is_brief)},
     )
     address = f"127.0.0.1:{asyncio.run(server.start('127.0.0.1', 0))}"
     try:

@@ -54,8 +54,8 @@ class CallPool(ThreadPoolExecutor):
             self._put(Job(future, fn, args, kwargs))
         else:
             future = super().submit(fn, *args, **kwargs)
-        self._come()
-        future.add_done_callback(self._left)
+        self.come()
+        future.add_done_callback(self.left)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -79,13 +79,19 @@ class CallPool(ThreadPoolExecutor):
         with self._lock:
             return bool(self._queue)
 
-    def _come(self) -> None:
+    def come(self) -> None:
+        """Count a call, whoever runs it."""
         with self._lock:
             self._here += 1
 
-    def _left(self, _: object = None) -> None:
+    def left(self, _: object = None) -> None:
+        """A call has ended that was counted."""
         with self._lock:
             self._here -= 1
+
+    def put(self, run: Callable[..., Any], *arguments: Any) -> None:
+        """Run something on a thread, as a part of a call that is counted already. Raises RuntimeError at the end."""
+        self._put(Job(Future(), run, arguments, {}))
 
     def _put(self, job: "Job") -> None:
         """Have it run. Raises RuntimeError when the pool is closed."""

@@ -14,11 +14,12 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
+from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
 from tidemill.rpc.probes import MORE_CALLS, REFLECTION_SILENCE, Probes
 from tidemill.rpc.reflectionpool import reflection_pool
-from tidemill.rpc.shortcut import AVAILABLE, Shortcut, ShortcutPool
+from tidemill.rpc.shortcut import AVAILABLE, Brief, Shortcut
 from tidemill.rpc.silence import SILENCE, Silence
 from tidemill.rpc.spread import check_free, deal_out
 from tidemill.rpc.threadserver import ThreadInterceptor
@@ -137,8 +138,8 @@ class ThreadServer:
         max_message: largest message in bytes.
         calls: calls in work and waiting together; more are refused with RESOURCE_EXHAUSTED; 0 = four a thread.
         running: calls that run at a time, those that wait for something not among them; 0 = as many as threads.
-        brief: for unary methods, by name, a function that says whether a request is brief: such a one is answered by
-            the thread that reads it, which reads nothing else meanwhile. It is called for every request.
+        brief: unary methods, by name, some of whose calls are brief: such a one is answered by the thread that reads
+            it, which reads nothing else meanwhile.
         silence: seconds after which a call is cancelled whose client sends no message while it is waited for.
         reflection_silence: the same for reflection.
         extra_ports: further ports to serve the same on (a free one for 0); after `start` the ports that were bound.
@@ -156,7 +157,7 @@ class ThreadServer:
         max_message: int = CONTROL_MESSAGE,
         calls: int = 0,
         running: int = 0,
-        brief: Mapping[str, Callable[[Any], bool]] | None = None,
+        brief: Mapping[str, Brief] | None = None,
         silence: float = SILENCE,
         reflection_silence: float = REFLECTION_SILENCE,
         extra_ports: Sequence[int] = (),
@@ -170,7 +171,7 @@ class ThreadServer:
         self._local = local
         self._services = list(services)
         calls = calls or threads * 4
-        self._pool = ShortcutPool(threads, calls, running)
+        self._pool = CallPool(threads, calls, running)
         self._probes = Probes(reflection_silence)
         self._silence = Silence(silence)
         interceptor = ThreadInterceptor(observer, self._pool, self._probes, self._silence)

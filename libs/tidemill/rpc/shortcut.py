@@ -16,7 +16,6 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
-from tidemill.rpc.callpool import CallPool, Job
+from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.malformed import check, unread
 from tidemill.rpc.observe import Observer
 
@@ -58,6 +57,21 @@ _NOTHING: tuple[None, tuple[()]] = (None, ())
 """What grpcio's thread is told by an event that ends nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """What a unary method says of its brief calls.
+
+    Args:
+        is_brief: whether a request is one; called for every request that could be read.
+        read: makes a request of bytes, given how they are read otherwise; None = just so.
+        write: makes bytes of an answer; None = as otherwise.
+    """
+
+    is_brief: Callable[[Any], bool]
+    read: Callable[[bytes, Callable[[bytes], Any]], Any] | None = None
+    write: Callable[[Any], bytes] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A unary method that has brief calls.
@@ -85,7 +99,7 @@ class Shortcut:
         server: grpcio's, not started yet, with these methods among its own.
         pool: bounds the calls, and runs those that are not brief.
         observer: sees every call.
-        brief: by name, whether a request is a brief one.
+        brief: the methods, by name.
         wrap: makes an ordinary handler, which observes itself, of a handler.
     """
 
@@ -94,13 +108,13 @@ class Shortcut:
         server: Any,
         pool: CallPool,
         observer: Observer,
-        brief: Mapping[str, Callable[[Any], bool]],
+        brief: Mapping[str, Brief],
         wrap: Callable[[str, Any], Any],
     ) -> None:
         self.state = server._state
         self.pool = pool
         self.observer = observer
-        self._methods = [self._take(name, asked, wrap) for name, asked in brief.items()]
+        self._methods = [self._take(name, how, wrap) for name, how in brief.items()]
 
     def start(self) -> None:
         """Take calls. The server has started."""
@@ -110,7 +124,7 @@ class Shortcut:
             for slot in slots:
                 slot.arm()
 
-    def _take(self, name: str, brief: Callable[[Any], bool], wrap: Callable[[str, Any], Any]) -> Method:
+    def _take(self, name: str, how: Brief, wrap: Callable[[str, Any], Any]) -> Method:
         """Take a method out of grpcio's hands."""
         state = self.state
         handler = state.registered_method_handlers.pop(name, None)
@@ -119,11 +133,12 @@ class Shortcut:
             handler = next(filter(None, (some.service(details) for some in state.generic_handlers)))
             state.server.register_method(name)
         wrapped = wrap(name, handler)
+        read, reads = how.read, wrapped.request_deserializer
         return Method(
             name=name,
-            brief=brief,
-            reads=wrapped.request_deserializer,
-            writes=wrapped.response_serializer,
+            brief=how.is_brief,
+            reads=reads if read is None else lambda data: read(data, reads),
+            writes=how.write or wrapped.response_serializer,
             behaviour=handler.unary_unary,
             observed=wrapped.unary_unary,
         )
@@ -176,7 +191,8 @@ class Context:
 
     def time_remaining(self) -> float:
         """Seconds until the caller's deadline; infinity when it has none."""
-        return max(self._event.call_details.deadline - time.time(), 0.0)
+        left: float = self._event.call_details.deadline - time.time()
+        return max(left, 0.0)
 
     def is_active(self) -> bool:
         """True: that the caller has gone is heard of behind the call."""
@@ -289,22 +305,6 @@ class _Call:
                     _server._status(event, state, data)
         finally:
             self._shortcut.pool.left()
-
-
-class ShortcutPool(CallPool):
-    """A pool that counts calls which it does not run itself."""
-
-    def put(self, run: Callable[..., Any], *arguments: Any) -> None:
-        """Run something on a thread, as a part of a call that is counted already. Raises RuntimeError at the end."""
-        self._put(Job(Future(), run, arguments, {}))
-
-    def come(self) -> None:
-        """A call is here."""
-        self._come()
-
-    def left(self) -> None:
-        """A call has ended."""
-        self._left()
 
 
 def too_many() -> errors.TidemillError:

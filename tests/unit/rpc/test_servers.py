@@ -20,6 +20,7 @@ from tidemill.rpc.app import App, observer
 from tidemill.rpc.caller import Caller
 from tidemill.rpc.config import ServerConfig
 from tidemill.rpc.server import AioServer, Server, Service, ThreadServer
+from tidemill.rpc.shortcut import Brief
 from tidemill.rpc.status import translated
 from tidemill.telemetry.setup import setup
 
@@ -100,7 +101,7 @@ class World:
             services = [Service.of(pg.add_ParameterServiceServicer_to_server, ThreadToy(self.domain), SERVICE)]
             # Brief calls are answered by the thread that reads them; those that are not, by one of the pool.
             method = f"/{SERVICE.full_name}/GetGroup"
-            brief = {} if kind == "threads" else {method: lambda request: kind == "brief"}
+            brief = {} if kind == "threads" else {method: Brief(lambda request: kind == "brief")}
             server = ThreadServer(services, watch, threads=4, running=2, brief=brief)
         self.app = App("toy", config, self.telemetry, server, checks={"dependency": check})
 

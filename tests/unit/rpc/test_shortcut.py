@@ -15,6 +15,7 @@ from tidemill.rpc import shortcut
 from tidemill.rpc.app import observer
 from tidemill.rpc.config import ServerConfig
 from tidemill.rpc.server import Service, ThreadServer
+from tidemill.rpc.shortcut import Brief
 from tidemill.telemetry.setup import setup
 
 SERVICE = pb.DESCRIPTOR.services_by_name["ParameterService"]
@@ -68,7 +69,7 @@ def quick(request: pb.GetGroupRequest) -> bool:
 async def world(**options: Any) -> AsyncIterator[World]:
     toy, watch = Toy(), observer(ServerConfig(), setup("toy"))
     service = Service.of(pg.add_ParameterServiceServicer_to_server, toy, SERVICE)
-    server = ThreadServer([service], watch, **{"threads": 4, "running": 2, "brief": {METHOD: quick}, **options})
+    server = ThreadServer([service], watch, **{"threads": 4, "running": 2, "brief": {METHOD: Brief(quick)}, **options})
     port = await server.start("127.0.0.1", 0)
     await server.set_serving(True)
     try:

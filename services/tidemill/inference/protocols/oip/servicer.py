@@ -13,15 +13,17 @@ from tidemill.inference.control import ModelControl
 from tidemill.inference.engine import Engine
 from tidemill.inference.logsettings import LogSettings
 from tidemill.inference.protocols.oip import control, descriptions, settings, stream
+from tidemill.inference.protocols.oip.plain import Patterns, Plain, write
 from tidemill.inference.protocols.oip.regions import SharedMemory
 from tidemill.inference.protocols.oip.requests import Reader
 from tidemill.inference.protocols.oip.responses import Writer
-from tidemill.inference.protocols.oip.unary import Unary, header
+from tidemill.inference.protocols.oip.unary import Response, Unary, header
 from tidemill.inference.repository import Repository
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.statistics import Snapshot
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc import deadline
+from tidemill.rpc.shortcut import Brief
 from tidemill.slots import Slots
 from tidemill.telemetry.propagation import TRACEPARENT
 
@@ -111,6 +113,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         self._reader = Reader(regions, limits.largest)
         self._writer = Writer(limits.mirror)
         self._unary = Unary(self._reader, self._writer, engine, tracing)
+        self.brief = Brief(self._is_brief, Patterns().read, write)
         self._streams = Slots(limits.streams, "streams", "TOO_MANY_STREAMS", retry_after=1)
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -149,11 +152,13 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         """The books of the versions that run."""
         return descriptions.statistics(self._repository.loaded(request.name, request.version), self._copies())
 
-    def brief(self, request: pb.ModelInferRequest) -> bool:
+    def _is_brief(self, request: pb.ModelInferRequest | Plain) -> bool:
         """Whether a request would be answered in a moment."""
         return self._repository.brief(request.model_name, request.model_version)
 
-    def ModelInfer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    def ModelInfer(  # type: ignore[override] # a plain request has no message, and its answer is one already
+        self, request: pb.ModelInferRequest | Plain, context: Context
+    ) -> Response:
         """Run one request."""
         with self._repository.acquire(request.model_name, request.model_version) as loaded:
             return self._unary.infer(loaded, request, context)

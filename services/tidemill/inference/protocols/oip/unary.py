@@ -1,18 +1,24 @@
 """One request, one answer."""
 
+from typing import TypeAlias
+
 import grpc
 
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.errors import Unimplemented
+from tidemill.inference.calls import Answer, Call
 from tidemill.inference.engine import Engine
 from tidemill.inference.loaded import Loaded
-from tidemill.inference.protocols.oip.requests import Reader
+from tidemill.inference.protocols.oip.plain import Plain
+from tidemill.inference.protocols.oip.requests import Form, Reader
 from tidemill.inference.protocols.oip.responses import Writer
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc import deadline
 from tidemill.telemetry.propagation import TRACEPARENT
 
 Context = grpc.ServicerContext
+Response: TypeAlias = pb.ModelInferResponse | bytes
+"""An answer, perhaps serialized already."""
 
 
 class Unary:
@@ -30,30 +36,46 @@ class Unary:
         self._engine = engine
         self._tracing = tracing
 
-    def infer(self, loaded: Loaded, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+    def infer(self, loaded: Loaded, request: pb.ModelInferRequest | Plain, context: Context) -> Response:
         """The answer. Raises TidemillError."""
         if loaded.configuration.decoupled:
             raise Unimplemented(
                 "ModelInfer RPC doesn't support models with decoupled transaction policy", reason="DECOUPLED"
             )
-        call, form = self._reader.call(
-            request, loaded.configuration, expires=deadline.expiry(), alive=context.is_active
-        )
+        expires = deadline.expiry()
+        if isinstance(request, Plain):
+            known = request.call(loaded, expires, context.is_active)
+            if known is not None:
+                return self._plain(loaded, request, known, context)
+            plain, request = request, request.message()
+        else:
+            plain = None
+        call, form = self._reader.call(request, loaded.configuration, expires=expires, alive=context.is_active)
+        if plain is not None:
+            plain.learn(loaded, call)
+        try:
+            return self._writer.response(loaded, form, self._answer(loaded, call, context))
+        finally:
+            form.release()
+
+    def _plain(self, loaded: Loaded, request: Plain, call: Call, context: Context) -> Response:
+        answer = self._answer(loaded, call, context)
+        return request.response(loaded, answer) or self._writer.response(loaded, Form(request.id), answer)
+
+    def _answer(self, loaded: Loaded, call: Call, context: Context) -> Answer:
         recorded = self._tracing.begin(loaded.version.model, lambda: header(context, TRACEPARENT))
+        if recorded is None:
+            return self._engine.infer(loaded, call)
+        call.trace = recorded.context
+        recorded.describe(call)
         failed: Exception | None = None
         try:
-            if recorded is not None:
-                call.trace = recorded.context
-                recorded.describe(call)
-            answer = self._engine.infer(loaded, call)
-            return self._writer.response(loaded, form, answer)
+            return self._engine.infer(loaded, call)
         except Exception as error:
             failed = error
             raise
         finally:
-            form.release()
-            if recorded is not None:
-                recorded.end(failed)
+            recorded.end(failed)
 
 
 def header(context: Context, name: str) -> str:
