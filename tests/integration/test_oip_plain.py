@@ -50,18 +50,18 @@ class Pair:
 
     plain: OipServer
     ordinary: OipServer
-    calls: tuple[Any, Any]
+    calls: tuple[Any, ...]
 
-    def ask(self, data: bytes) -> tuple[tuple[grpc.StatusCode, str], bytes]:
+    def ask(self, data: bytes) -> tuple[tuple[Any, Any], bytes]:
         """What both answer."""
-        told = []
+        told: list[tuple[tuple[Any, Any], bytes]] = []
         for call in self.calls:
             try:
                 told.append(((grpc.StatusCode.OK, ""), call(data, timeout=20)))
             except grpc.RpcError as error:
-                told.append(((error.code(), error.details()), b""))  # type: ignore[attr-defined]
+                told.append(((error.code(), error.details()), b""))
         assert told[0] == told[1], data
-        return told[0]  # type: ignore[no-any-return]
+        return told[0]
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +107,15 @@ def test_what_is_like_a_known_one_and_wrong_is_refused_alike(pair: Pair) -> None
     good = request("add", "1", "one", **added(2))
     for _ in range(3):
         assert pair.ask(good.SerializeToString())[0][0] is grpc.StatusCode.OK
-    for change in (
+    changes: tuple[dict[Any, Any], ...] = (
         {"raw_input_contents": [bytes(32)]},
         {"raw_input_contents": [bytes(32), bytes(28)]},
         {"raw_input_contents": [bytes(32), bytes(36)]},
         {"raw_input_contents": [bytes(32), bytes(32), b""]},
         {"raw_input_contents": [b"", b""]},
         {"id": "x" * 1025},
-    ):
+    )
+    for change in changes:
         wrong = pb.ModelInferRequest()
         wrong.CopyFrom(good)
         for field, value in change.items():

@@ -174,10 +174,9 @@ class ThreadServer:
         self._pool = CallPool(threads, calls, running)
         self._probes = Probes(reflection_silence)
         self._silence = Silence(silence)
-        interceptor = ThreadInterceptor(observer, self._pool, self._probes, self._silence)
         self._server = grpc.server(
             self._pool,
-            interceptors=[interceptor],
+            interceptors=[ThreadInterceptor(observer, self._pool, self._probes, self._silence)],
             options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )
@@ -185,7 +184,7 @@ class ThreadServer:
         _register(self._server, self._services, self._health)
         self._shortcut: Shortcut | None = None
         if brief and AVAILABLE:
-            self._shortcut = Shortcut(self._server, self._pool, observer, brief, interceptor.wrap)
+            self._shortcut = Shortcut(self._server, self._pool, observer, brief)
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port.

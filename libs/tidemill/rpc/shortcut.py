@@ -1,4 +1,4 @@
-"""Brief calls, answered by the thread that hears of them, past what grpcio's server does for each call.
+"""Unary calls past what grpcio's server does for each: brief ones are answered by the thread that hears of them.
 
 grpcio gives every call to a thread of the pool, which has the request read, waits for it, runs the handler and sends
 the answer. For a call of some hundred microseconds the two changes of threads, the threads' dispute over the
@@ -6,7 +6,8 @@ interpreter, and a state with a lock, a condition and four events cost several t
 that have brief calls are taken out of grpcio's server, which keeps everything else: the connections, its queue of
 events and the thread that reads it. Here a call is three events: it is there, its request is there, its answer has
 gone. When the request is there, its handler is asked whether this is a brief one: then it runs at once, on the thread
-that reads; else the call gets the state that it would have had, and goes to the pool's threads.
+that reads. One that would only wait in a queue is put there by that thread, and answered by whoever has its answer. Any
+other call goes to the pool's threads.
 
 What this takes of grpcio is not public. Where it is not as expected, calls go to threads as ever: see `AVAILABLE`.
 """
@@ -14,38 +15,25 @@ What this takes of grpcio is not public. Where it is not as expected, calls go t
 import contextvars
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import grpc
 from grpc_status import rpc_status
 
 from tidemill import errors
 from tidemill.rpc.callpool import CallPool
-from tidemill.rpc.malformed import check, unread
-from tidemill.rpc.observe import Observer
+from tidemill.rpc.malformed import check, tolerant, unread
+from tidemill.rpc.observe import Call, Observer
 
 LOG = logging.getLogger(__name__)
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 _server: Any = importlib.import_module("grpc._server")
 _common: Any = importlib.import_module("grpc._common")
 _NEEDED: Sequence[tuple[Any, Sequence[str]]] = (
-    (
-        _server,
-        (
-            "_HandlerCallDetails",
-            "_RPCState",
-            "_ServerStage",
-            "_abort",
-            "_call_behavior",
-            "_receive_close_on_server",
-            "_serialize_response",
-            "_status",
-            "_RECEIVE_CLOSE_ON_SERVER_TOKEN",
-        ),
-    ),
+    (_server, ("_HandlerCallDetails", "_ServerStage")),
     (cygrpc.Server, ("register_method", "request_registered_call")),
     (_common, ("STATUS_CODE_TO_CYGRPC_STATUS_CODE", "decode", "encode")),
 )
@@ -57,17 +45,27 @@ _NOTHING: tuple[None, tuple[()]] = (None, ())
 """What grpcio's thread is told by an event that ends nothing."""
 
 
+class Reply(Protocol):
+    """Takes the answer to a request, or the error in its place."""
+
+    def __call__(self, response: Any, error: Exception | None = None) -> None:
+        """The answer is there. Called from any thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """What a unary method says of its brief calls.
+    """What a unary method says of its brief calls, and of those that only wait in a queue until they are answered.
 
     Args:
         is_brief: whether a request is one; called for every request that could be read.
+        submit: takes a request, its context, and whom to give the answer, from any thread, exactly once; or returns
+            False and does not answer: then a thread does. Must not block.
         read: makes a request of bytes, given how they are read otherwise; None = just so.
         write: makes bytes of an answer; None = as otherwise.
     """
 
     is_brief: Callable[[Any], bool]
+    submit: Callable[[Any, Any, "Reply"], bool] | None = None
     read: Callable[[bytes, Callable[[bytes], Any]], Any] | None = None
     write: Callable[[Any], bytes] | None = None
 
@@ -78,18 +76,16 @@ class Method:
 
     Args:
         name: `/package.Service/Method`.
-        brief: whether a request is a brief one.
+        how: what it says of its calls.
         reads, writes: the codecs; what cannot be read becomes an object that `check` refuses.
-        behaviour: answers a brief request; has of its context what `Context` has.
-        observed: answers any other; an ordinary handler that observes itself.
+        behaviour: answers a request; has of its context what `Context` has, and where it may wait what `Later` has.
     """
 
     name: str
-    brief: Callable[[Any], bool]
+    how: Brief
     reads: Callable[[bytes], Any]
     writes: Callable[[Any], bytes]
     behaviour: Callable[[Any, Any], Any]
-    observed: Callable[[Any, grpc.ServicerContext], Any]
 
 
 class Shortcut:
@@ -100,7 +96,6 @@ class Shortcut:
         pool: bounds the calls, and runs those that are not brief.
         observer: sees every call.
         brief: the methods, by name.
-        wrap: makes an ordinary handler, which observes itself, of a handler.
     """
 
     def __init__(
@@ -109,12 +104,11 @@ class Shortcut:
         pool: CallPool,
         observer: Observer,
         brief: Mapping[str, Brief],
-        wrap: Callable[[str, Any], Any],
     ) -> None:
         self.state = server._state
         self.pool = pool
         self.observer = observer
-        self._methods = [self._take(name, how, wrap) for name, how in brief.items()]
+        self._methods = [self._take(name, how) for name, how in brief.items()]
 
     def start(self) -> None:
         """Take calls. The server has started."""
@@ -124,7 +118,7 @@ class Shortcut:
             for slot in slots:
                 slot.arm()
 
-    def _take(self, name: str, how: Brief, wrap: Callable[[str, Any], Any]) -> Method:
+    def _take(self, name: str, how: Brief) -> Method:
         """Take a method out of grpcio's hands."""
         state = self.state
         handler = state.registered_method_handlers.pop(name, None)
@@ -132,15 +126,13 @@ class Shortcut:
             details = _server._HandlerCallDetails(name, ())
             handler = next(filter(None, (some.service(details) for some in state.generic_handlers)))
             state.server.register_method(name)
-        wrapped = wrap(name, handler)
-        read, reads = how.read, wrapped.request_deserializer
+        read, reads = how.read, tolerant(handler.request_deserializer) or bytes
         return Method(
             name=name,
-            brief=how.is_brief,
+            how=how,
             reads=reads if read is None else lambda data: read(data, reads),
-            writes=how.write or wrapped.response_serializer,
+            writes=how.write or handler.response_serializer or bytes,
             behaviour=handler.unary_unary,
-            observed=wrapped.unary_unary,
         )
 
 
@@ -229,10 +221,11 @@ class _Call:
                 self._end(None, cygrpc.StatusCode.unimplemented, b"exactly one request message is required")
                 return _NOTHING
             request = method.reads(message)
-            if unread(request) or method.brief(request):
+            how = method.how
+            if unread(request) or how.is_brief(request):
                 self._run(request)
             else:
-                self._hand_on(request)
+                Later(self._shortcut, method, self._event).begin(self, request)
         except Exception:
             LOG.exception("a call could not be answered")
             self._end(None, cygrpc.StatusCode.unknown, b"the call could not be answered")
@@ -245,9 +238,7 @@ class _Call:
     def _outcome(self, request: Any) -> tuple[bytes | None, Any, bytes, Any]:
         """Data, code, details and trailing metadata of the answer."""
         method, context = self._method, Context(self._event)
-        call = self._shortcut.observer.begin(
-            method.name, context.invocation_metadata() or (), context.peer(), context.time_remaining()
-        )
+        call = _observed(self._shortcut, method, context)
         try:
             if request is None:
                 raise too_many()
@@ -255,56 +246,131 @@ class _Call:
             check(request)
             data = method.writes(method.behaviour(request, context))
         except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
-            failed = rpc_status.to_status(call.fail(error))
-            code = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[failed.code]
-            return None, code, _common.encode(failed.details), failed.trailing_metadata
+            return _failure(call, error)
         call.succeed()
         return data, cygrpc.StatusCode.ok, b"", None
 
     def _end(self, data: bytes | None, code: Any, details: bytes, metadata: Any = None) -> None:
         """Send the answer. Nobody may have asked whether the caller has gone: that comes with it."""
         self._shortcut.pool.left()
-        operations = [
-            cygrpc.SendInitialMetadataOperation(None, 0),
-            cygrpc.SendStatusFromServerOperation(metadata, code, details, 0),
-            cygrpc.ReceiveCloseOnServerOperation(0),
-        ]
-        if data is not None:
-            operations.append(cygrpc.SendMessageOperation(data, 0))
+        operations = (*_answer(data, code, details, metadata), cygrpc.ReceiveCloseOnServerOperation(0))
         self._event.call.start_server_batch(operations, self._gone)
 
     def _gone(self, event: Any) -> Any:
         """The answer has gone, or its caller."""
         return self, ()
 
-    def _hand_on(self, request: Any) -> None:
-        """Let a thread answer, with a state of grpcio's own, which hears when the caller goes."""
-        state, served = _server._RPCState(), self._shortcut.state
-        with state.condition:
-            close = (cygrpc.ReceiveCloseOnServerOperation(0),)
-            self._event.call.start_server_batch(close, _server._receive_close_on_server(state))
-            state.due.add(_server._RECEIVE_CLOSE_ON_SERVER_TOKEN)
-        with served.lock:
-            served.rpc_states.add(state)
-            served.rpc_states.remove(self)
-        try:
-            self._shortcut.pool.put(self._work, state, request)
-        except RuntimeError:
-            self._shortcut.pool.left()
-            with state.condition:
-                _server._abort(state, self._event.call, cygrpc.StatusCode.unavailable, b"the server ends")
 
-    def _work(self, state: Any, request: Any) -> None:
-        """Answer on a thread of the pool."""
-        event, method = self._event, self._method
+class Later(Context):
+    """A call that is answered later, and hears when its caller goes; it is its own context."""
+
+    __slots__ = ("_call", "_callbacks", "_due", "_lock", "_method", "_shortcut")
+
+    def __init__(self, shortcut: Shortcut, method: Method, event: Any) -> None:
+        super().__init__(event)
+        self._shortcut = shortcut
+        self._method = method
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], object]] | None = []
+        self._due = 2
+        """Events that are to come: the caller goes, the answer has gone."""
+
+    def is_active(self) -> bool:
+        """Whether the caller is still there."""
+        return self._callbacks is not None
+
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        """Call `callback` when the caller goes, with its answer or without; False when it has gone already."""
+        with self._lock:
+            if self._callbacks is None:
+                return False
+            self._callbacks.append(callback)
+            return True
+
+    def begin(self, before: _Call, request: Any) -> None:
+        """Have the request answered, in the place of the call that it was."""
+        state = self._shortcut.state
+        with state.lock:
+            state.rpc_states.add(self)
+            state.rpc_states.remove(before)
+        self._event.call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
+        own = contextvars.copy_context()
+        if own.run(self._submit, request):
+            return
         try:
-            response, answered = _server._call_behavior(event, state, method.observed, request, method.reads)
-            if answered:
-                data = _server._serialize_response(event, state, response, method.writes)
-                if data is not None:
-                    _server._status(event, state, data)
-        finally:
-            self._shortcut.pool.left()
+            self._shortcut.pool.put(own.run, self._work, request)
+        except RuntimeError:
+            self._reply(None, errors.Unavailable("the server ends", reason="STOPPING"))
+
+    def _submit(self, request: Any) -> bool:
+        """Whether the answer comes by itself; else a thread has to make it."""
+        self._call = _observed(self._shortcut, self._method, self)
+        try:
+            self._call.authorize()
+            submit = self._method.how.submit
+            return submit is not None and submit(request, self, self._reply)
+        except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
+            self._reply(None, error)
+            return True
+
+    def _work(self, request: Any) -> None:
+        try:
+            response = self._method.behaviour(request, self)
+        except Exception as error:  # noqa: BLE001 the edge: every error becomes a status here
+            self._reply(None, error)
+        else:
+            self._reply(response)
+
+    def _reply(self, response: Any, error: Exception | None = None) -> None:
+        """Send the answer."""
+        data, code, details, metadata = None, cygrpc.StatusCode.ok, b"", None
+        if error is None:
+            try:
+                data = self._method.writes(response)
+            except Exception as unwritten:  # noqa: BLE001 the edge: every error becomes a status here
+                error = unwritten
+        if error is None:
+            self._call.succeed()
+        else:
+            data, code, details, metadata = _failure(self._call, error)
+        self._shortcut.pool.left()
+        self._event.call.start_server_batch(_answer(data, code, details, metadata), self._sent)
+
+    def _closed(self, event: Any) -> Any:
+        with self._lock:
+            callbacks, self._callbacks = self._callbacks, None
+        for callback in callbacks or ():
+            try:
+                callback()
+            except Exception:
+                LOG.exception("what was to be told of the end of a call has failed")
+        return self._one_less()
+
+    def _sent(self, event: Any) -> Any:
+        return self._one_less()
+
+    def _one_less(self) -> Any:
+        self._due -= 1
+        return _NOTHING if self._due else (self, ())
+
+
+def _observed(shortcut: Shortcut, method: Method, context: Context) -> Call:
+    metadata = context.invocation_metadata() or ()
+    return shortcut.observer.begin(method.name, metadata, context.peer(), context.time_remaining())
+
+
+def _failure(call: Call, error: Exception) -> tuple[None, Any, bytes, Any]:
+    """Data, code, details and trailing metadata of the answer to a call that failed."""
+    failed = rpc_status.to_status(call.fail(error))
+    code = _common.STATUS_CODE_TO_CYGRPC_STATUS_CODE[failed.code]
+    return None, code, _common.encode(failed.details), failed.trailing_metadata
+
+
+def _answer(data: bytes | None, code: Any, details: bytes, metadata: Any) -> tuple[Any, ...]:
+    """The operations that send an answer."""
+    start = cygrpc.SendInitialMetadataOperation(None, 0)
+    status = cygrpc.SendStatusFromServerOperation(metadata, code, details, 0)
+    return (start, status) if data is None else (start, cygrpc.SendMessageOperation(data, 0), status)
 
 
 def too_many() -> errors.TidemillError:

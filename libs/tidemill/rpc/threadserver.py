@@ -64,12 +64,11 @@ class ThreadInterceptor(grpc.ServerInterceptor):
             return grpc.stream_unary_rpc_method_handler(self._probes.here(self._unary(method, _refuse)))
         known, wrapped = self._wrapped.get(method, (None, None))
         if known is not handler:
-            wrapped = self.wrap(method, handler)
+            wrapped = self._wrap(method, handler)
             self._wrapped[method] = handler, wrapped
         return wrapped  # type: ignore[no-any-return]
 
-    def wrap(self, method: str, handler: Any) -> Any:
-        """An ordinary handler, which observes its calls, of the handler of a method."""
+    def _wrap(self, method: str, handler: Any) -> Any:
         codec = {
             "request_deserializer": tolerant(handler.request_deserializer),
             "response_serializer": handler.response_serializer,

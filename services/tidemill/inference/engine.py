@@ -46,9 +46,15 @@ class Engine:
 
     def stream(self, loaded: Loaded, call: Call, receive: Receive) -> None:
         """Have `call` run; its replies go to `receive`, the last one exactly once. May block while it runs."""
+        first = loaded.first_time()
+        started = time.time_ns() if first else 0
 
         def checked(reply: Answer | TidemillError | None, final: bool) -> None:
+            nonlocal first
             if isinstance(reply, Answer):
+                if first:
+                    first = False
+                    self._first_prediction(loaded, call, started)
                 try:
                     self._check_size(reply.outputs.values())
                 except Exhausted as error:

@@ -11,7 +11,7 @@ from tidemill.inference.protocols.oip.memory import REGION
 from tidemill.inference.protocols.oip.plain import Patterns, Plain, write
 from tidemill.inference.protocols.oip.unary import Response, Unary
 from tidemill.inference.tracing import Tracing
-from tidemill.rpc.shortcut import Brief
+from tidemill.rpc.shortcut import Brief, Reply
 
 Context = grpc.ServicerContext
 
@@ -32,7 +32,7 @@ class FrontServicer:
         self._relay = relay
         self._tracing = tracing
 
-        self.brief = Brief(self._is_brief, Patterns().read, write)
+        self.brief = Brief(self._is_brief, self._submit, Patterns().read, write)
 
     def __getattr__(self, method: str) -> Any:
         return getattr(self._relay, method)
@@ -40,6 +40,13 @@ class FrontServicer:
     def _is_brief(self, request: pb.ModelInferRequest | Plain) -> bool:
         """Whether a request would be answered here, in a moment."""
         return self._mirror.brief(request.model_name, request.model_version) and not self._elsewhere(request)
+
+    def _submit(self, request: pb.ModelInferRequest | Plain, context: Context, reply: Reply) -> bool:
+        """Have a request answered here, when it would only wait for that."""
+        if self._elsewhere(request):
+            return False
+        loaded = self._mirror.acquire(request.model_name, request.model_version)
+        return loaded is not None and self._unary.submit(loaded, request, context, reply)
 
     def ModelInfer(self, request: pb.ModelInferRequest | Plain, context: Context) -> Response:
         """Run one request, here or there."""

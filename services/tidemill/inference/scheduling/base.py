@@ -42,6 +42,11 @@ class Scheduler(ABC):
         return False
 
     @property
+    def queues(self) -> bool:
+        """Whether `submit` never blocks, and gives the one answer to a call from another thread, or at once."""
+        return False
+
+    @property
     def pending(self) -> int:
         """Calls that wait, those that run not among them."""
         return 0

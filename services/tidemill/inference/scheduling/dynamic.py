@@ -98,6 +98,11 @@ class DynamicScheduler(Scheduler):
             worker.thread.start()
 
     @property
+    def queues(self) -> bool:
+        """True for models that give one answer to a call."""
+        return not self._executor.decoupled
+
+    @property
     def pending(self) -> int:
         """Calls that wait."""
         return len(self._queue)

@@ -23,7 +23,7 @@ from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.statistics import Snapshot
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc import deadline
-from tidemill.rpc.shortcut import Brief
+from tidemill.rpc.shortcut import Brief, Reply
 from tidemill.slots import Slots
 from tidemill.telemetry.propagation import TRACEPARENT
 
@@ -113,7 +113,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         self._reader = Reader(regions, limits.largest)
         self._writer = Writer(limits.mirror)
         self._unary = Unary(self._reader, self._writer, engine, tracing)
-        self.brief = Brief(self._is_brief, Patterns().read, write)
+        self.brief = Brief(self._is_brief, self._submit, Patterns().read, write)
         self._streams = Slots(limits.streams, "streams", "TOO_MANY_STREAMS", retry_after=1)
 
     def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
@@ -155,6 +155,11 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
     def _is_brief(self, request: pb.ModelInferRequest | Plain) -> bool:
         """Whether a request would be answered in a moment."""
         return self._repository.brief(request.model_name, request.model_version)
+
+    def _submit(self, request: pb.ModelInferRequest | Plain, context: Context, reply: Reply) -> bool:
+        """Have a request answered, when it would only wait for that."""
+        loaded = self._repository.acquire(request.model_name, request.model_version)
+        return self._unary.submit(loaded, request, context, reply)
 
     def ModelInfer(  # type: ignore[override] # a plain request has no message, and its answer is one already
         self, request: pb.ModelInferRequest | Plain, context: Context
