@@ -1,4 +1,4 @@
-"""What dynamic batching gains over gRPC: answers a second of a model with a fixed cost a run, with it and without it."""
+"""What dynamic batching gains over gRPC: answers a second of a model with a fixed cost a run, with and without it."""
 
 import argparse
 import json
