@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tidemill.api.compat.inference import service_pb2 as pb
-from tidemill.inference.calls import Answer, Array, Call
+from tidemill.inference.calls import Answer, Call
 from tidemill.inference.loaded import Loaded
 from tidemill.inference.protocols.oip.requests import MAX_ID
 from tidemill.inference.signatures import TensorSpec
@@ -121,14 +121,14 @@ class Plain:
         if head is None:
             head = _head(plan, loaded, answer)
         first, second = head
-        pieces: list[bytes | Array] = [first]
+        pieces: list[bytes | memoryview] = [first]
         if self.id:
             id = self.id.encode()
             pieces += (_ANSWER_ID, _varint(len(id)), id)
         pieces.append(second)
         for array in arrays:
             # What lies in one piece in memory is copied once, into the message.
-            whole = array if array.flags.c_contiguous else array.tobytes()
+            whole = array.data if array.flags.c_contiguous else array.tobytes()
             pieces += (_ANSWER_RAW, _varint(array.nbytes), whole)
         return b"".join(pieces)
 
