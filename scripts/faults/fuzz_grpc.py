@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import random
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 from tests.support.chaos.controls import Control, controls
 from tests.support.chaos.experiment import Experiment, Report
 from tests.support.chaos.hostile import MODELS, Hostile, hostile, shared_object
-from tests.support.chaos.watch import ENDED, FAULTS, GROWN, WRONG, Watch
+from tests.support.chaos.watch import ENDED, FAULTS, GROWN, LATE, WRONG, Watch
 from tests.support.mutation import Mutator
 from tests.support.oipexamples import examples
 from tidemill.api.compat.inference import service_pb2 as pb
@@ -125,6 +126,7 @@ class Attack:
     def _send(self, method: str, mutants: list[Message]) -> None:
         call: Any = getattr(next(self._stubs), method)
         code, text = "OK", ""
+        began = time.monotonic()
         try:
             if method == "ModelStreamInfer":
                 for reply in call(iter(mutants), timeout=30):
@@ -136,9 +138,10 @@ class Attack:
         except grpc.RpcError as error:
             found: Any = error
             code, text = found.code().name, found.details() or ""
+        took = None if method == "RepositoryModelLoad" else time.monotonic() - began
         self._note(method, mutants[0], done=code == "OK")
         meant = text.startswith(MEANT.get(method, ())) if code == "INTERNAL" else self._watch.served.excuses(text)
-        self._watch.answered(code, text, mutants, fault=code in BAD and not meant)
+        self._watch.answered(code, text, mutants, fault=code in BAD and not meant, seconds=took)
 
     def _note(self, method: str, request: Any, *, done: bool) -> None:
         served = self._watch.served
@@ -178,7 +181,7 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
     """Send mutants, good requests in between, and look at the server after each hundred."""
     with shared_object() as key, hostile(work, options.plant) as server:
         await server.ready()
-        watch = Watch(server, options.requests, options.growth)
+        watch = Watch(server, options.requests, options.growth, options.refusal_ms)
         attack = Attack(server, watch, random.Random(options.seed))
         await asyncio.to_thread(attack.run, options.seed, options.requests, key)
         return watch.report()
@@ -187,8 +190,14 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
 EXPERIMENT = Experiment(
     title=__doc__ or "",
     run=run,
-    plants={"inference-error": FAULTS, "inference-death": ENDED, "inference-leak": GROWN, "inference-lie": WRONG},
-    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0},
+    plants={
+        "inference-error": FAULTS,
+        "inference-death": ENDED,
+        "inference-leak": GROWN,
+        "inference-lie": WRONG,
+        "inference-tardy": LATE,
+    },
+    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0, "refusal_ms": 100.0},
 )
 
 if __name__ == "__main__":

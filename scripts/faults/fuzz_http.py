@@ -5,6 +5,7 @@ import asyncio
 import random
 import re
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import httpx
 from tests.support.chaos.controls import Control, controls
 from tests.support.chaos.experiment import Experiment, Report
 from tests.support.chaos.hostile import MODELS, hostile
-from tests.support.chaos.watch import ENDED, FAULTS, GROWN, WRONG, Watch
+from tests.support.chaos.watch import ENDED, FAULTS, GROWN, LATE, WRONG, Watch
 from tests.support.gateway import settings
 from tests.support.httpmutation import Request, requests
 from tidemill.gateway.app import build
@@ -65,10 +66,12 @@ class Attack:
         number = 0
         for number, plain in enumerate(requests(self._dice, await routes(), count), 1):
             request = known(self._dice, plain)
+            began = time.monotonic()
             status, text = await sent(self._http, request)
+            took = None if request.path.endswith("/load") else time.monotonic() - began
             self._note(request, done=status == 200)
             fault = status >= 500 and status != NOT_OFFERED and not self._meant(request, status, text)
-            self._watch.answered(str(status), text if status >= 400 else "", request, fault=fault)
+            self._watch.answered(str(status), text if status >= 400 else "", request, fault=fault, seconds=took)
             if self._dice.random() < GOOD:
                 await self._check(self._dice.choice(controls()))
             if number % 100 == 0:
@@ -134,7 +137,7 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
     """Send mutants, good requests in between, and look at the server after each hundred."""
     with hostile(work, options.plant) as server:
         await server.ready()
-        watch = Watch(server, options.requests, options.growth)
+        watch = Watch(server, options.requests, options.growth, options.refusal_ms)
         async with httpx.AsyncClient(base_url=server.url, timeout=30, trust_env=False) as http:
             await Attack(http, watch, random.Random(options.seed)).run(options.requests)
         return watch.report()
@@ -143,8 +146,14 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
 EXPERIMENT = Experiment(
     title=__doc__ or "",
     run=run,
-    plants={"gateway-error": FAULTS, "gateway-death": ENDED, "gateway-leak": GROWN, "inference-lie": WRONG},
-    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0},
+    plants={
+        "gateway-error": FAULTS,
+        "gateway-death": ENDED,
+        "gateway-leak": GROWN,
+        "gateway-tardy": LATE,
+        "inference-lie": WRONG,
+    },
+    arguments={"requests": 10_000, "seed": 20_260_101, "growth": 5.0, "refusal_ms": 100.0},
 )
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ SHORT = {
     "serving_rolling": ("--stops", "2", "--rate", "50"),
     "serving_memory": ("--rounds", "3", "--megabytes", "50"),
     "serving_crash": ("--crashes", "2", "--every", "30", "--rate", "60"),
-    "fuzz_grpc": ("--requests", "800", "--growth", "30"),
-    "fuzz_http": ("--requests", "800", "--growth", "30"),
+    "fuzz_grpc": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
+    "fuzz_http": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
 ONCE = {

@@ -1,14 +1,15 @@
 """A service of `tidemill serve` with a planted fault; run by `faulty_serve` in place of the service itself.
 
 One of its functions, which answers hostile requests among others, is replaced by one that goes wrong as named:
-`<service>-error` raises an error that nobody expects, `-death` ends the process, `-leak` keeps memory, `-lie` answers
-something else.
+`<service>-error` raises an error that nobody expects, `-death` ends the process, `-leak` keeps memory, `-tardy` takes
+its time, `-lie` answers something else.
 """
 
 import itertools
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -32,11 +33,16 @@ def _leak(number: int) -> None:
     _KEPT.append(random.randbytes(1 << 17))
 
 
-FAULTS: dict[str, Callable[[int], None]] = {"error": _error, "death": _death, "leak": _leak}
+def _tardy(number: int) -> None:
+    time.sleep(0.3)
+
+
+FAULTS: dict[str, Callable[[int], None]] = {"error": _error, "death": _death, "leak": _leak, "tardy": _tardy}
 
 
 def _inference(fault: str) -> None:
     """Break how the first process reads requests, or what it answers."""
+    from tidemill.inference.protocols.oip.plain import Plain
     from tidemill.inference.protocols.oip.requests import Reader
     from tidemill.inference.protocols.oip.responses import Writer
 
@@ -51,7 +57,11 @@ def _inference(fault: str) -> None:
                 response.raw_output_contents[0] = bytes(byte ^ 1 for byte in data)
             return response
 
+        def ordinary(self: Plain, *args: Any, **options: Any) -> None:
+            """Have the writer make every answer."""
+
         Writer.response = lying  # type: ignore[method-assign]
+        Plain.response = ordinary  # type: ignore[method-assign]
         return
     read = Reader.call
 

@@ -1,5 +1,6 @@
 """What is seen of a server while hostile requests come, and what of it must not change."""
 
+import math
 import os
 import re
 import urllib.request
@@ -14,7 +15,7 @@ from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.rpc.status import UNEXPECTED
 
-FAULTS, DEAD, TOLD, ENDED, GROWN, OPENED, LEFT, WRONG = (
+FAULTS, DEAD, TOLD, ENDED, GROWN, OPENED, LEFT, WRONG, LATE = (
     "answers that blame the server",
     "times that it did not answer",
     "texts that tell about the inside",
@@ -23,7 +24,10 @@ FAULTS, DEAD, TOLD, ENDED, GROWN, OPENED, LEFT, WRONG = (
     "files opened outside",
     "shared memory left behind",
     "good requests without the right answer",
+    "p99 of refusals in ms",
 )
+REFUSALS = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "400", "404", "413", "429"}
+"""Outcomes of requests that are to be refused at once."""
 PARTS = {"chain": {"scale", "batched"}}
 """Ensembles, and the models without which they are not there."""
 APART = {"repeat", "add_sub"}
@@ -88,12 +92,15 @@ class Watch:
         server: which; all of its models are served.
         total: how many requests there will be.
         growth: of memory that is borne, in percent.
+        late: milliseconds within which a request is refused.
     """
 
-    def __init__(self, server: Hostile, total: int, growth: float) -> None:
+    def __init__(self, server: Hostile, total: int, growth: float, late: float) -> None:
         self._server = server
         self._total = total
         self._growth = growth
+        self._late = late
+        self.refusals: list[float] = []
         self._shared: set[str] = set()
         found = _commands(server)
         self._pids = {pid: command for pid, command in found.items() if not _of_a_model(command)}
@@ -110,9 +117,19 @@ class Watch:
         self.elsewhere: set[str] = set()
         self.memory: list[tuple[int, int]] = []
 
-    def answered(self, outcome: str, text: str, request: object, *, fault: bool) -> None:
-        """One hostile request has been answered so; an unexpected error is a fault in any case."""
+    def answered(self, outcome: str, text: str, request: object, *, fault: bool, seconds: float | None = None) -> None:
+        """One hostile request has been answered so; an unexpected error is a fault in any case.
+
+        Args:
+            outcome: status of the answer.
+            text: of the error.
+            request: what was asked.
+            fault: whether such an answer blames the server.
+            seconds: that it took; None where a refusal may take its time, as when files are read first.
+        """
         self.outcomes[outcome] += 1
+        if seconds is not None and outcome in REFUSALS:
+            self.refusals.append(1000 * seconds)
         if fault or UNEXPECTED in text:
             self.faults.append(f"{outcome}: {text[:200]}: {str(request)[:300]}")
         elif (inside := _INSIDE.search(text)) and inside.group() not in str(request):
@@ -156,12 +173,16 @@ class Watch:
         half = len(warm) // 2
         first, second = (sum(part) / max(1, len(part)) for part in (warm[:half], warm[half:]))
         report.at_most(GROWN, 100 * (second - first) / max(1, first), self._growth)
+        refusals = sorted(self.refusals)
+        report.at_most(LATE, refusals[len(refusals) * 99 // 100] if refusals else math.inf, self._late)
         report.none(OPENED, len(self.elsewhere))
         report.none(LEFT, sum(os.path.exists(path) for path in self._shared))
         report.figures = {
             "outcomes": dict(self.outcomes.most_common()),
             "MiB, first half": round(first / 2**20, 1),
             "MiB, second half": round(second / 2**20, 1),
+            "refusals": len(refusals),
+            "slowest refusal in ms": round(refusals[-1], 1) if refusals else None,
             "faults": self.faults[:5],
             "wrong": self.wrong[:5],
             "ended": self.ended[:5],
