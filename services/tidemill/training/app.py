@@ -74,7 +74,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
 
     async def open_folder() -> None:
         folder.open()
-        await shop.launcher.clean("")  # what processes before have left
+        await shop.launcher.sweep(())  # what processes before have left
 
     async def close_folder() -> None:
         folder.close()

@@ -164,7 +164,12 @@ class Crew:
         member.deadline = self._clock.monotonic() + self._patience.start
         environment = self._boss.environment(member.rank, member.attempt)
         try:
-            process = await self._launcher.launch(self._job, environment, lambda line: self._printed(member, line))
+            process = await self._launcher.launch(
+                self._job,
+                f"{member.rank}.{member.attempt}",
+                environment,
+                lambda line, _: self._printed(member, line),
+            )
         except Unavailable as error:
             return error.message
         member.process = process

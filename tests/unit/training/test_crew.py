@@ -1,7 +1,7 @@
 """What becomes of workers that die, are silent, or cannot be started, with time moved by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -40,6 +40,9 @@ class FakeProcess(Process):
         if not self.status.done():
             self.status.set_result(-9)
 
+    async def forget(self) -> None:
+        pass
+
 
 class FakeLauncher(Launcher):
     """Starts fake processes; refuses while it is told to."""
@@ -49,14 +52,20 @@ class FakeLauncher(Launcher):
         self.environments: list[Mapping[str, str]] = []
         self.refusals: list[errors.TidemillError] = []
 
-    async def launch(self, job: str, environment: Mapping[str, str], output: Output) -> Process:
+    async def launch(self, job: str, handle: str, environment: Mapping[str, str], output: Output) -> Process:
         if self.refusals:
             raise self.refusals.pop()
         self.environments.append(environment)
         self.processes.append(FakeProcess(len(self.processes) + 1, output))
         return self.processes[-1]
 
+    async def adopt(self, job: str, handle: str, output: Output, position: int) -> Process | None:
+        return None
+
     async def clean(self, job: str) -> None:
+        raise AssertionError("not the crew's business")
+
+    async def sweep(self, jobs: Collection[str]) -> None:
         raise AssertionError("not the crew's business")
 
 
@@ -143,7 +152,7 @@ async def test_a_dead_process_is_replaced_and_its_successor_alone_is_heard(tmp_p
     async with scene(tmp_path) as stage:
         first = await stage.started(1)
         stage.crew.beat(0, 0, Beat(phase="training", step=5))
-        first.output("last words")
+        first.output("last words", 10)
         first.status.set_result(-9)
         await stage.started(2)
         assert stage.launcher.environments[1] == {"RANK": "0", "ATTEMPT": "1"}

@@ -29,7 +29,7 @@ class Launch:
         )
 
     async def start(self, **environment: str) -> Process:
-        return await self.launcher.launch("job", environment, self.lines.append)
+        return await self.launcher.launch("job", "0.0", environment, lambda line, _: self.lines.append(line))
 
 
 async def test_output_and_status(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_the_environment_is_what_a_worker_needs_and_no_secret(
     (tmp_path / "scratch" / "job" / "left").write_text("x")
     await launch.launcher.clean("job")
     assert not list((tmp_path / "scratch").iterdir())
-    await launch.launcher.clean("")
+    await launch.launcher.sweep(())
     await launch.launcher.clean("job")
 
 
@@ -118,7 +118,7 @@ from tidemill.training.launchers.local import Local
 async def main():
     command = ({sys.executable!r}, "-c", {worker!r}, {str(note)!r})
     launcher = Local(Settings(command=command, threads=1, grace=1, scratch=Path({str(tmp_path)!r})))
-    await (await launcher.launch("job", {{}}, print)).wait()
+    await (await launcher.launch("job", "0", {{}}, lambda line, _: print(line))).wait()
 
 asyncio.run(main())
 """
@@ -163,7 +163,7 @@ async def main():
     calling = [asyncio.create_task(call()) for _ in range(4)]
     launcher = Local(Settings(command=("/bin/true",), threads=1, grace=1, scratch=Path({str(tmp_path)!r})))
     for _ in range(50):
-        processes = await asyncio.gather(*(launcher.launch("job", {{}}, print) for _ in range(2)))
+        processes = await asyncio.gather(*(launcher.launch("job", str(i), {{}}, print) for i in range(2)))
         assert [await process.wait() for process in processes] == [0, 0]
     done.set()
     await asyncio.gather(*calling)

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -31,7 +31,7 @@ class Local(Launcher):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    async def launch(self, job: str, environment: Mapping[str, str], output: Output) -> Process:
+    async def launch(self, job: str, handle: str, environment: Mapping[str, str], output: Output) -> Process:
         """Start one worker, by exec alone: nothing of this process runs in it."""
         scratch = self._settings.scratch / names.check(job)
         try:
@@ -65,10 +65,19 @@ class Local(Launcher):
             "PYTHONUNBUFFERED": "1",
         }
 
+    async def adopt(self, job: str, handle: str, output: Output, position: int) -> Process | None:
+        """None: a child has ended with the process that has started it."""
+        return None
+
     async def clean(self, job: str) -> None:
-        """Delete the scratch directory of a job, or all of them."""
-        target = self._settings.scratch / names.check(job) if job else self._settings.scratch
-        await asyncio.to_thread(shutil.rmtree, target, ignore_errors=True)
+        """Delete the scratch directory of a job."""
+        await asyncio.to_thread(shutil.rmtree, self._settings.scratch / names.check(job), ignore_errors=True)
+
+    async def sweep(self, jobs: Collection[str]) -> None:
+        """Delete the scratch directories of all jobs but these."""
+        found = await asyncio.to_thread(os.listdir, self._settings.scratch) if self._settings.scratch.exists() else []
+        for job in set(found) - set(jobs):
+            await self.clean(job)
 
 
 class _Pipes(asyncio.SubprocessProtocol):
@@ -81,6 +90,7 @@ class _Pipes(asyncio.SubprocessProtocol):
     def __init__(self, output: Output) -> None:
         self._output = output
         self._rest = b""
+        self._position = 0
         self.transport: Any = None
         self.exited = asyncio.Event()
         self.silent = asyncio.Event()
@@ -93,7 +103,7 @@ class _Pipes(asyncio.SubprocessProtocol):
         """It has printed something."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            self._hand_on(line)
+            self._hand_on(line, 1)
         if len(self._rest) >= MAX_LINE * 4:  # however many bytes a character has, that is a full line
             self._hand_on(self._rest)
             self._rest = b""
@@ -109,10 +119,11 @@ class _Pipes(asyncio.SubprocessProtocol):
         """It has ended."""
         self.exited.set()
 
-    def _hand_on(self, line: bytes) -> None:
+    def _hand_on(self, line: bytes, end: int = 0) -> None:
+        self._position += len(line) + end
         text = line.decode("utf-8", "replace").rstrip("\r")
         for start in range(0, max(len(text), 1), MAX_LINE):
-            self._output(text[start : start + MAX_LINE])
+            self._output(text[start : start + MAX_LINE], self._position)
 
 
 class LocalProcess(Process):
@@ -141,6 +152,9 @@ class LocalProcess(Process):
             if not done:
                 self._signal(signal.SIGKILL)
         await self.wait()
+
+    async def forget(self) -> None:
+        """Nothing is kept of it."""
 
     async def _end(self) -> int:
         await self._pipes.exited.wait()
