@@ -52,7 +52,14 @@ class WorkerClient:
         return task
 
     async def heartbeat(
-        self, phase: str, *, step: int = 0, steps_per_epoch: int = 0, loss: float = 0.0, samples: int = 0
+        self,
+        phase: str,
+        *,
+        step: int = 0,
+        steps_per_epoch: int = 0,
+        loss: float = 0.0,
+        samples: int = 0,
+        generation: int = 0,
     ) -> pb.HeartbeatResponse:
         """A sign of life; `stop` in the answer asks to end at once. It is not repeated: the next one comes anyway.
 
@@ -62,12 +69,35 @@ class WorkerClient:
             steps_per_epoch: steps of one epoch; 0 = not known yet.
             loss: training loss of its last step.
             samples: samples that this process has used since it started.
+            generation: meeting of the job's workers that it is in; 0 = none.
         """
         request = pb.HeartbeatRequest(
-            token=self._token, phase=phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples
+            token=self._token,
+            phase=phase,
+            step=step,
+            steps_per_epoch=steps_per_epoch,
+            loss=loss,
+            samples=samples,
+            generation=generation,
         )
         response: pb.HeartbeatResponse = await self._caller.unary(self._stub.Heartbeat, request)
         return response
+
+    async def meet(self, *, lost: int = 0, address: str = "") -> pb.MeetResponse:
+        """Where to meet the other workers of the job; ask again while the answer has no address.
+
+        Args:
+            lost: meeting in which this worker has lost the others; 0 = none.
+            address: `host:port` where rank 0 awaits the others; "" from all others.
+        """
+        request = pb.MeetRequest(token=self._token, lost=lost, address=address)
+        response: pb.MeetResponse = await self._repeat(self._stub.Meet, request)
+        return response
+
+    async def report_checkpoint(self, checkpoint: str, step: int) -> None:
+        """Hand in the artifact from which workers go on after a restart (rank 0), and the steps that are done in it."""
+        request = pb.ReportCheckpointRequest(token=self._token, checkpoint=checkpoint, step=step)
+        await self._repeat(self._stub.ReportCheckpoint, request)
 
     async def report_epoch(self, epoch: pb.Epoch) -> pb.ReportEpochResponse:
         """Hand in the metrics of a finished epoch (rank 0); the answer says whether to train on."""

@@ -73,6 +73,7 @@ def from_spec(message: pb.JobSpec) -> JobSpec:
         alias=message.alias,
         max_restarts=message.max_restarts if message.HasField("max_restarts") else None,
         code_revision=message.code_revision,
+        checkpoint_steps=message.checkpoint_steps,
     )
 
 
@@ -98,6 +99,7 @@ def to_spec(spec: JobSpec) -> pb.JobSpec:
         alias=spec.alias,
         max_restarts=spec.max_restarts,
         code_revision=spec.code_revision,
+        checkpoint_steps=spec.checkpoint_steps,
     )
     if spec.dataset.builtin:
         message.dataset.builtin = spec.dataset.builtin
@@ -259,6 +261,7 @@ def from_beat(message: pb.HeartbeatRequest) -> Beat:
         steps_per_epoch=message.steps_per_epoch,
         loss=message.loss,
         samples=message.samples,
+        generation=message.generation,
     )
 
 

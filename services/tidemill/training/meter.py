@@ -21,6 +21,8 @@ class Beat:
     loss: float = 0.0
     samples: int = 0
     """Used since this process started."""
+    generation: int = 0
+    """Meeting of the workers that it is in; 0 = none."""
 
 
 class Meter:

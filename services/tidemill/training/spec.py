@@ -60,3 +60,5 @@ class JobSpec:
     max_restarts: int | None = None
     """None = the default."""
     code_revision: str = ""
+    checkpoint_steps: int = 0
+    """Steps between two checkpoints of workers that hold the state themselves; 0 = at the ends of epochs only."""

@@ -162,12 +162,13 @@ class JobSpec(_message.Message):
     ALIAS_FIELD_NUMBER: _builtins.int
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     CODE_REVISION_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """How workers combine their work; empty = `parameter_server`."""
     workers: _builtins.int
     """Number of worker processes, 1 to 64; 0 = 1."""
     shards: _builtins.int
-    """Number of parameter-server shards, 1 to 64; 0 = 1."""
+    """Number of parameter-server shards, 1 to 64; 0 = 1. Strategies without a parameter server make it 0."""
     epochs: _builtins.int
     """Most passes over the training samples, 1 to 10000; 0 = 10."""
     batch_size: _builtins.int
@@ -182,6 +183,10 @@ class JobSpec(_message.Message):
     """Times a dead worker is replaced, over the whole job, 0 to 100; 0 = never, not set = 3."""
     code_revision: _builtins.str
     """Revision of the code that asks for the training, recorded as lineage; at most 128 characters."""
+    checkpoint_steps: _builtins.int
+    """Steps between two checkpoints of strategies whose workers hold the state of the training (`all_reduce`), beside the
+    one at the end of each epoch, 0 to 1000000000; 0 = only those.
+    """
     @_builtins.property
     def model(self) -> Global___Component:
         """Model to train: `mlp`, `cnn`, `text`."""
@@ -196,7 +201,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def optimizer(self) -> Global___Component:
-        """Optimizer that the parameter server runs; name empty = `adam`."""
+        """Optimizer that the parameter server runs, or each worker where there is none; name empty = `adam`."""
 
     @_builtins.property
     def early_stopping(self) -> Global___EarlyStopping:
@@ -220,10 +225,11 @@ class JobSpec(_message.Message):
         alias: _builtins.str = ...,
         max_restarts: _builtins.int | None = ...,
         code_revision: _builtins.str = ...,
+        checkpoint_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "dataset", b"dataset", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "code_revision", b"code_revision", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "checkpoint_steps", b"checkpoint_steps", "code_revision", b"code_revision", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
@@ -1075,6 +1081,7 @@ class HeartbeatRequest(_message.Message):
     STEPS_PER_EPOCH_FIELD_NUMBER: _builtins.int
     LOSS_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The worker's token."""
     phase: _builtins.str
@@ -1087,6 +1094,8 @@ class HeartbeatRequest(_message.Message):
     """Training loss of its last step, mean over its samples."""
     samples: _builtins.int
     """Samples that this process has used since it started."""
+    generation: _builtins.int
+    """Meeting that it is in, from 1; 0 = none."""
     def __init__(
         self,
         *,
@@ -1096,10 +1105,11 @@ class HeartbeatRequest(_message.Message):
         steps_per_epoch: _builtins.int = ...,
         loss: _builtins.float = ...,
         samples: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loss", b"loss", "phase", b"phase", "samples", b"samples", "step", b"step", "steps_per_epoch", b"steps_per_epoch", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "loss", b"loss", "phase", b"phase", "samples", b"samples", "step", b"step", "steps_per_epoch", b"steps_per_epoch", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1112,22 +1122,116 @@ class HeartbeatResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STOP_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     """Stop at once and end: the job is cancelled or failed, another process has this rank now, or the training is over and
     this is not rank 0, which alone exports.
     """
+    generation: _builtins.int
+    """The latest meeting of the job's workers; who is in an earlier one must leave it and meet again. 0 = there is none."""
     def __init__(
         self,
         *,
         stop: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class MeetRequest(_message.Message):
+    """Asks where to meet the other workers of the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The worker's token."""
+    lost: _builtins.int
+    """Meeting in which it has lost the others, from 1; 0 = none."""
+    address: _builtins.str
+    """Where rank 0 awaits the others, `host:port`; empty from all others."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        lost: _builtins.int = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "lost", b"lost", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeetRequest: _TypeAlias = MeetRequest  # noqa: Y015
+
+@_typing.final
+class MeetResponse(_message.Message):
+    """Where to meet the other workers of the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Number of the meeting, from 1: higher whenever a worker was replaced or has lost the others."""
+    address: _builtins.str
+    """Where rank 0 awaits the others, `host:port`; empty = not known yet, ask again."""
+    checkpoint: _builtins.str
+    """Digest of the last checkpoint, from which rank 0 goes on and tells the others; empty = begin from the start."""
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        address: _builtins.str = ...,
+        checkpoint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "checkpoint", b"checkpoint", "generation", b"generation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeetResponse: _TypeAlias = MeetResponse  # noqa: Y015
+
+@_typing.final
+class ReportCheckpointRequest(_message.Message):
+    """From where to go on after a restart."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The worker's token."""
+    checkpoint: _builtins.str
+    """Digest of the artifact, of kind `checkpoint`."""
+    step: _builtins.int
+    """Steps that are done in it, over all epochs."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        checkpoint: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "step", b"step", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportCheckpointRequest: _TypeAlias = ReportCheckpointRequest  # noqa: Y015
 
 @_typing.final
 class ReportEpochRequest(_message.Message):

@@ -439,6 +439,16 @@ class WorkerServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochResponse.FromString,
                 _registered_method=True)
+        self.Meet = channel.unary_unary(
+                '/tidemill.api.training.v1.WorkerService/Meet',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.FromString,
+                _registered_method=True)
+        self.ReportCheckpoint = channel.unary_unary(
+                '/tidemill.api.training.v1.WorkerService/ReportCheckpoint',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportCheckpointRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.ReportResult = channel.unary_unary(
                 '/tidemill.api.training.v1.WorkerService/ReportResult',
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportResultRequest.SerializeToString,
@@ -477,6 +487,21 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Meet(self, request, context):
+        """Where the workers of a job that talk to each other meet; asked again until the answer has an address.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportCheckpoint(self, request, context):
+        """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
+        The one before is deleted. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportResult(self, request, context):
         """What the job brought forth; sent by rank 0 after export and upload. Repeating it changes nothing.
         """
@@ -508,6 +533,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReportEpoch,
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochResponse.SerializeToString,
+            ),
+            'Meet': grpc.unary_unary_rpc_method_handler(
+                    servicer.Meet,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.SerializeToString,
+            ),
+            'ReportCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportCheckpoint,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportCheckpointRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'ReportResult': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportResult,
@@ -603,6 +638,60 @@ class WorkerService(object):
             '/tidemill.api.training.v1.WorkerService/ReportEpoch',
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochRequest.SerializeToString,
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportEpochResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Meet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.WorkerService/Meet',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.WorkerService/ReportCheckpoint',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportCheckpointRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -175,6 +175,12 @@ class WorkerServiceStub:
     """A sign of life with progress; the answer says whether to go on."""
     ReportEpoch: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportEpochRequest, _training_pb2.ReportEpochResponse]
     """Metrics of a finished epoch; sent by rank 0. The answer says whether to train on. Repeating it changes nothing."""
+    Meet: _grpc.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]
+    """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+    ReportCheckpoint: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]
+    """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
+    The one before is deleted. Repeating it changes nothing.
+    """
     ReportResult: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportResultRequest, _empty_pb2.Empty]
     """What the job brought forth; sent by rank 0 after export and upload. Repeating it changes nothing."""
     ReportFailure: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportFailureRequest, _empty_pb2.Empty]
@@ -193,6 +199,12 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """A sign of life with progress; the answer says whether to go on."""
     ReportEpoch: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportEpochRequest, _training_pb2.ReportEpochResponse]  # type: ignore[assignment]
     """Metrics of a finished epoch; sent by rank 0. The answer says whether to train on. Repeating it changes nothing."""
+    Meet: _aio.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]  # type: ignore[assignment]
+    """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+    ReportCheckpoint: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
+    The one before is deleted. Repeating it changes nothing.
+    """
     ReportResult: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportResultRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """What the job brought forth; sent by rank 0 after export and upload. Repeating it changes nothing."""
     ReportFailure: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportFailureRequest, _empty_pb2.Empty]  # type: ignore[assignment]
@@ -226,6 +238,24 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ReportEpochResponse, _abc.Awaitable[_training_pb2.ReportEpochResponse]]:
         """Metrics of a finished epoch; sent by rank 0. The answer says whether to train on. Repeating it changes nothing."""
+
+    @_abc_1.abstractmethod
+    def Meet(
+        self,
+        request: _training_pb2.MeetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.MeetResponse, _abc.Awaitable[_training_pb2.MeetResponse]]:
+        """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+
+    @_abc_1.abstractmethod
+    def ReportCheckpoint(
+        self,
+        request: _training_pb2.ReportCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
+        The one before is deleted. Repeating it changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def ReportResult(
