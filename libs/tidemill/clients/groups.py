@@ -59,7 +59,7 @@ class ParametersAdmin:
             Exhausted: a shard has no room for it.
         """
         total = blocks.total(shape for _, shape in tensors)
-        parts = blocks.assign(blocks.cut(total, len(self._stubs)), len(self._stubs))
+        parts = blocks.assign(blocks.cut(total), len(self._stubs))
         chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
         specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
         groups = [

@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 BLOCK = 2**18
 """Most elements of a block."""
 _ALIGNMENT = 1024
+_AT_LEAST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,13 @@ class Block:
         return slice(self.offset, self.offset + self.elements)
 
 
-def cut(elements: int, shards: int) -> list[Block]:
-    """The blocks of a flat vector of `elements`, spread evenly enough that every one of `shards` can have some.
+def cut(elements: int) -> list[Block]:
+    """The blocks of a flat vector of `elements`: at least 8, but none smaller than 1024 elements or larger than allowed.
 
-    Blocks are as large as allowed, but no larger than a shard's even share, rounded up to 1024 elements.
+    They do not depend on the number of shards: whatever is computed block by block, the norm of all gradients for one,
+    is the same to the last bit for any number, and other shards can take over whole blocks.
     """
-    share = math.ceil(elements / shards)
+    share = math.ceil(elements / _AT_LEAST)
     size = min(BLOCK, max(_ALIGNMENT, math.ceil(share / _ALIGNMENT) * _ALIGNMENT))
     return [Block(index, offset, min(size, elements - offset)) for index, offset in enumerate(range(0, elements, size))]
 

@@ -12,12 +12,19 @@ from tidemill.api.tensors.v1 import tensors_pb2
 from tidemill.errors import invalid
 from tidemill.parameters import catalogue
 from tidemill.parameters.catalogue import Choice, Description
-from tidemill.parameters.definition import Definition, Tensor
+from tidemill.parameters.consistency.base import Reading, Wish
+from tidemill.parameters.definition import Definition, Tensor, Way
 from tidemill.parameters.group import Group
 from tidemill.parameters.rounds import Header, Outcome
-from tidemill.parameters.snapshots import Snapshot
 from tidemill.rpc.frames import Piece, frame
 from tidemill.tensors.blocks import Array, Block
+
+_MODES = {
+    pb.Consistency.MODE_UNSPECIFIED: "bsp",
+    pb.Consistency.MODE_BSP: "bsp",
+    pb.Consistency.MODE_SSP: "ssp",
+    pb.Consistency.MODE_ASP: "asp",
+}
 
 
 def group_name(name: str) -> str:
@@ -49,7 +56,15 @@ def to_definition(group: pb.Group) -> Definition:
         workers=group.workers,
         shard=group.shard,
         shards=group.shards,
+        consistency=_to_way(group.consistency),
     )
+
+
+def _to_way(consistency: pb.Consistency) -> Way:
+    mode = _MODES.get(consistency.mode)
+    if mode is None:
+        raise invalid("group.consistency.mode", "is unknown")
+    return Way(mode=mode, staleness=consistency.staleness, arrival_order=consistency.arrival_order)
 
 
 def to_choice(optimizer: pb.Optimizer) -> Choice:
@@ -86,8 +101,7 @@ def from_description(description: Description) -> pb.OptimizerDescription:
 def from_group(group: Group) -> pb.Group:
     """The message of a group as it is now."""
     definition, status = group.definition, group.status()
-    created = Timestamp()
-    created.FromNanoseconds(int(group.created * 1e9))
+    way = definition.consistency
     return pb.Group(
         name=definition.name,
         tensors=[
@@ -102,10 +116,32 @@ def from_group(group: Group) -> pb.Group:
         arrived=status.arrived,
         samples=status.samples,
         duplicates=status.duplicates,
-        create_time=created,
+        create_time=_timestamp(group.created),
         shard=definition.shard,
         shards=definition.shards,
+        consistency=pb.Consistency(
+            mode=next(number for number, name in _MODES.items() if number and name == way.mode),
+            staleness=way.staleness,
+            arrival_order=way.arrival_order,
+        ),
+        members=[
+            pb.Member(
+                worker=member.worker,
+                attempt=member.attempt,
+                clock=member.clock,
+                waits_for=member.waits_for,
+                bytes_in_flight=member.bytes_in_flight,
+                seen_time=_timestamp(member.seen) if member.seen else None,
+            )
+            for member in status.members
+        ],
     )
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromNanoseconds(int(seconds * 1e9))
+    return stamp
 
 
 def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
@@ -138,14 +174,20 @@ def from_outcome(outcome: Outcome) -> pb.PushResponse:
     return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version)
 
 
-def from_snapshot(group: Group, snapshot: Snapshot) -> Iterator[bytes]:
-    """The serialized `PullResponse` of each block of one version; one without a block when the shard has none."""
-    start = pb.PullResponse(version=snapshot.version).SerializeToString()
-    for block in group.part.blocks:
-        data = _data(block.index, group.part.view(snapshot.values, block.index))
-        yield b"".join(frame(start, pb.PullResponse.BLOCK_FIELD_NUMBER, data))
-    if not group.part.blocks:
-        yield start
+def to_wish(request: pb.PullRequest) -> Wish:
+    """What a pull asks for. Raises Invalid."""
+    return Wish(version=request.version, worker=request.worker if request.HasField("worker") else None)
+
+
+def from_reading(reading: Reading) -> Iterator[bytes]:
+    """The serialized `PullResponse` of each block that is read; one without a block when the shard has none."""
+    empty = True
+    for block, values, made in reading.blocks:
+        empty = False
+        start = pb.PullResponse(version=made).SerializeToString()
+        yield b"".join(frame(start, pb.PullResponse.BLOCK_FIELD_NUMBER, _data(block.index, values)))
+    if empty:
+        yield pb.PullResponse(version=reading.version).SerializeToString()
 
 
 def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[bytes]:

@@ -12,6 +12,8 @@ from tidemill.tensors.blocks import BLOCK, Block
 MAX_WORKERS = 64
 MAX_SHARDS = 64
 MAX_TENSOR_NAME = 256
+MAX_STALENESS = 2**20
+MODES = ("bsp", "ssp", "asp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,39 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How pushes become parameters, and how far apart workers may be.
+
+    Args:
+        mode: one of `MODES`.
+        staleness: for `ssp`: most steps between the fastest and the slowest worker.
+        arrival_order: for `bsp`: whether gradients are added up in order of arrival.
+
+    Raises:
+        Invalid: when these do not go together.
+    """
+
+    mode: str = "bsp"
+    staleness: int = 0
+    arrival_order: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise invalid("group.consistency.mode", f"must be one of {', '.join(MODES)}, not {self.mode[:40]!r}")
+        if not 0 <= self.staleness <= MAX_STALENESS:
+            raise invalid("group.consistency.staleness", f"must be in [0, 2^20], not {self.staleness}")
+        if self.staleness and self.mode != "ssp":
+            raise invalid("group.consistency.staleness", f"is for SSP, not {self.mode.upper()}")
+        if self.arrival_order and not self.rounds:
+            raise invalid("group.consistency.arrival_order", "is for BSP: otherwise pushes are applied as they come")
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the gradients of a step make one step of the optimizer together."""
+        return self.mode == "bsp" or (self.mode == "ssp" and self.staleness == 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +72,7 @@ class Definition:
     workers: int
     shard: int
     shards: int
+    consistency: Way = Way()
 
     def __post_init__(self) -> None:
         names.split(self.name, "groups", field="group.name")

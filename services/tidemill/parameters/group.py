@@ -1,8 +1,7 @@
-"""One group of parameters on one shard: synchronous rounds of gradients, and the versions that they make.
+"""One group of parameters on one shard: whose pushes count, once, and who waits for what.
 
-Every worker of the group hands in its gradients for the step that is the group's version. When the last one has, the
-round closes: the mean is formed in order of rank, the optimizer makes one step, and the version is one higher
-(bulk-synchronous parallel training). Whatever happens between belongs to no version and is seen by nobody.
+What becomes of a push that counts is the business of the group's way of consistency (`consistency/`). Whatever happens
+while that is at work belongs to no version and is seen by nobody.
 """
 
 import hashlib
@@ -10,26 +9,52 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opentelemetry import trace
 
 from tidemill import errors
-from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale, invalid
+from tidemill.clock import Clock
+from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale
+from tidemill.parameters.consistency.base import Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
-from tidemill.parameters.optimizers.base import Optimizer
-from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Contribution, Header, Outcome, mean
-from tidemill.parameters.snapshots import Snapshot, Snapshots
+from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.staging import Staging, superseded
 from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 
-LATEST = -1
-"""Asks for whatever version is the latest."""
 Blocks = Iterable[tuple[int, bytes]]
 """Indexes of blocks with their elements as little-endian float32, as they arrive."""
+
+
+@dataclass(slots=True)
+class Member:
+    """What is known of a worker.
+
+    Args:
+        attempt: the latest one that was seen.
+        seen: when it was last heard of, wall-clock time; 0 = never.
+        waits: what its pulls wait for, in words.
+        staging: where a push of its attempt gathers.
+    """
+
+    attempt: int = 0
+    seen: float = 0.0
+    waits: list[str] = field(default_factory=list)
+    staging: tuple[int, Staging] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberStatus:
+    """A worker as others may see it."""
+
+    worker: int
+    attempt: int
+    clock: int
+    seen: float
+    waits_for: str
+    bytes_in_flight: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,38 +66,40 @@ class Status:
     arrived: tuple[int, ...]
     samples: int
     duplicates: int
+    members: tuple[MemberStatus, ...]
 
 
 class Group:
     """One shard's part of a group. Safe for threads; calls that wait hold theirs.
 
-    Two locks: `_changed` guards all fields and is held for moments only; `_applying` is held while the optimizer and
-    its state are at work, so that readers of parameters never wait for it. A group that has ended lets go of its memory
-    at once, whoever still holds the group; whoever is at work on some of it holds that until done.
+    Two locks: `_changed` guards all fields and is held for moments only; `_applying` is held while pushes are applied,
+    so that readers never wait for it. A group that has ended lets go of its memory at once, whoever still holds the
+    group; whoever is at work on some of it holds that until done.
 
     Args:
         definition: what it is made of.
-        optimizer: over the definition's blocks.
-        created: wall-clock time of its creation.
+        way: holds the parameters, and applies pushes.
+        clock: the time.
         waiting: places for calls that wait for a version.
         tracer: makes the span of each round.
-        closed: told the seconds that the closing of a round took.
+        closed: told the seconds that it took to apply a push or a round.
     """
 
     def __init__(
         self,
         definition: Definition,
-        optimizer: Optimizer,
+        way: Consistency,
         *,
-        created: float,
+        clock: Clock,
         waiting: Slots,
         tracer: trace.Tracer,
         closed: Callable[[float], None],
     ) -> None:
         self.definition = definition
-        self.created = created
-        self.part = Part(definition.blocks)
-        self._optimizer: Optimizer | None = optimizer
+        self.created = clock.now()
+        self.part = way.part
+        self._way: Consistency | None = way
+        self._clock = clock
         self._waiting = waiting
         self._loading = Slots(2, "loads of a group", "LOAD_BUSY")
         self._copying = Slots(1, "copies of a group's optimizer state", "STATE_BUSY", retry_after=1)
@@ -81,12 +108,8 @@ class Group:
         self._changed = threading.Condition()
         self._applying = threading.Lock()
         self._ended: Callable[[], errors.TidemillError] | None = None
-        self._snapshots: Snapshots | None = None
         self._digest = b""
-        self._staged: dict[int, tuple[int, Staging]] = {}
-        self._arrived: dict[int, Contribution] = {}
-        self._attempts = [0] * definition.workers
-        self._closing = False
+        self._members = [Member() for _ in range(definition.workers)]
         self._samples = 0
         self._duplicates = 0
 
@@ -98,12 +121,24 @@ class Group:
     def status(self) -> Status:
         """What it is doing now."""
         with self._changed:
+            way = self._way
             return Status(
-                ready=self._snapshots is not None,
-                version=self._version,
-                arrived=tuple(sorted(self._arrived)),
+                ready=bool(self._digest),
+                version=way.version if way else 0,
+                arrived=way.arrived if way else (),
                 samples=self._samples,
                 duplicates=self._duplicates,
+                members=tuple(
+                    MemberStatus(
+                        worker=worker,
+                        attempt=member.attempt,
+                        clock=way.clock(worker) if way else 0,
+                        seen=member.seen,
+                        waits_for="; ".join(member.waits),
+                        bytes_in_flight=member.staging[1].received if member.staging else 0,
+                    )
+                    for worker, member in enumerate(self._members)
+                ),
             )
 
     def load(self, blocks: Blocks) -> None:
@@ -120,9 +155,10 @@ class Group:
             values = staging.whole()
             digest = hashlib.sha256(values.data).digest()
             with self._changed:
-                self._check()
-                if self._snapshots is None:
-                    self._snapshots, self._digest = Snapshots(values), digest
+                way = self._alive()
+                if not self._digest:
+                    way.load(values)
+                    self._digest = digest
                     self._changed.notify_all()
                 elif digest != self._digest:
                     raise FailedPrecondition(f"{self.name} has other first values already", reason="LOADED")
@@ -130,7 +166,7 @@ class Group:
     def push(self, header: Header, blocks: Blocks) -> Outcome:
         """Take one worker's gradients for one step, all blocks of the part or, without samples, none.
 
-        The push that completes the round closes it before it returns.
+        What it completes is applied before it returns: a round, or the push itself where there are no rounds.
 
         Raises:
             Invalid: the rank is none of the group, or the blocks are not those of the part, whole and finite.
@@ -154,34 +190,33 @@ class Group:
             raise
 
     @contextmanager
-    def reading(self, version: int, alive: Callable[[], bool]) -> Iterator[Snapshot]:
-        """The parameters at `version`, waited for; `LATEST` waits for the first values only.
+    def reading(self, wish: Wish, alive: Callable[[], bool]) -> Iterator[Reading]:
+        """The parameters, once they are there to be read.
 
         Args:
-            version: which; the one before the latest is the oldest there is.
+            wish: what is asked for.
             alive: whether anybody still waits; after a change of it, `wake` must be called.
 
         Raises:
+            Invalid: the worker is none of the group.
             OutOfRange: the version is not kept any more.
             Exhausted: it would have to be waited for, and too many wait already.
             Cancelled: nobody waits any more.
             NotFound: the group was deleted meanwhile.
         """
-        if version < LATEST:
-            raise invalid("version", f"must be a version or {LATEST}, not {version}")
         with self._changed:
             self._check()
-            if not self._reached(version):
+            if wish.worker is not None:
+                self._member(wish.worker).seen = self._clock.now()
+            if self._waits_for(wish):
                 with self._waiting:
-                    self._wait(version, alive)
-            assert self._snapshots is not None
-            snapshots = self._snapshots
-            snapshot = snapshots.take(snapshots.latest.version if version == LATEST else version)
+                    self._wait(wish, alive)
+            reading = self._alive().read(wish)
         try:
-            yield snapshot
+            yield reading
         finally:
             with self._changed:
-                snapshots.release(snapshot)
+                reading.close()
 
     def wake(self) -> None:
         """Let all who wait look again whether they still should."""
@@ -199,11 +234,10 @@ class Group:
         with self._copying:
             with self._applying:
                 with self._changed:
-                    self._check()
-                    self._loaded()
-                    version, optimizer = self._version, self._alive()
+                    way = self._loaded()
+                    version, optimizer = way.version, way.optimizer
                 state = optimizer.state()
-                del optimizer
+                del optimizer, way
             yield version, state
 
     def delete(self) -> None:
@@ -219,90 +253,89 @@ class Group:
         """Let go of all memory. `error` is kept: it must not hold the group, which would then outlive its last user."""
         with self._changed:
             self._ended = error
-            for _, staging in self._staged.values():
-                staging.drop(error)
-            self._staged.clear()
-            self._arrived = {}
-            self._snapshots = None
-            self._optimizer = None
+            for member in self._members:
+                if member.staging is not None:
+                    member.staging[1].drop(error)
+                    member.staging = None
+            self._way = None
             self._changed.notify_all()
-
-    @property
-    def _version(self) -> int:
-        return 0 if self._snapshots is None else self._snapshots.latest.version
 
     def _check(self) -> None:
         if self._ended is not None:
             raise self._ended()
 
-    def _loaded(self) -> Snapshots:
-        if self._snapshots is None:
-            raise FailedPrecondition(f"{self.name} has no values yet: load them first", reason="GROUP_EMPTY")
-        return self._snapshots
-
-    def _alive(self) -> Optimizer:
+    def _alive(self) -> Consistency:
         self._check()
-        assert self._optimizer is not None
-        return self._optimizer
+        assert self._way is not None
+        return self._way
 
-    def _reached(self, version: int) -> bool:
-        return self._snapshots is not None and self._snapshots.latest.version >= version
+    def _loaded(self) -> Consistency:
+        way = self._alive()
+        if not self._digest:
+            raise FailedPrecondition(f"{self.name} has no values yet: load them first", reason="GROUP_EMPTY")
+        return way
 
-    def _wait(self, version: int, alive: Callable[[], bool]) -> None:
-        while not self._reached(version):
+    def _member(self, worker: int) -> Member:
+        if not 0 <= worker < self.definition.workers:
+            raise Invalid(
+                f"worker {worker} is none of the ranks 0 to {self.definition.workers - 1}",
+                reason="UNKNOWN_RANK",
+                violations={"header.worker": "is not a rank of the group"},
+            )
+        return self._members[worker]
+
+    def _waits_for(self, wish: Wish) -> str:
+        return self._alive().waits_for(wish) if self._digest else "the first values"
+
+    def _wait(self, wish: Wish, alive: Callable[[], bool]) -> None:
+        waits = [] if wish.worker is None else self._members[wish.worker].waits
+        while reason := self._waits_for(wish):
             if not alive():
                 raise errors.Cancelled("nobody waits for the version any more")
-            self._changed.wait()
-            self._check()
+            waits.append(reason)
+            try:
+                self._changed.wait()
+            finally:
+                waits.remove(reason)
 
     def _repeated(self) -> Outcome:
         with self._changed:
             self._duplicates += 1
-            return Outcome(True, self._version)
+            return Outcome(True, self._way.version if self._way else 0)
 
     def _stage(self, header: Header) -> Staging | None:
         """Where this push may put its blocks; None when it is a repetition."""
-        worker = header.worker
         with self._changed:
-            if not self._joins(header):
-                self._attempts[worker] = header.attempt
+            joins = self._joins(header)
+            member = self._member(header.worker)
+            if not joins:
+                member.attempt = header.attempt
                 return None
-            attempt, other = self._staged.get(worker, (header.attempt, None))
-            if attempt > header.attempt:
-                raise self._stale(header, attempt)
-            if other is not None:
+            if member.staging is not None:
+                attempt, other = member.staging
+                if attempt > header.attempt:
+                    raise self._stale(header, attempt)
                 # The worker began again while its broken stream was not yet noticed here: one buffer a worker.
                 other.drop(superseded)
-            subject = {"worker": str(worker), "step": str(header.step)}
+            subject = {"worker": str(header.worker), "step": str(header.step)}
             staging = Staging(self.part, subject)
-            self._staged[worker] = header.attempt, staging
+            member.staging = header.attempt, staging
             return staging
 
     def _unstage(self, worker: int, staging: Staging) -> None:
         with self._changed:
-            if self._staged.get(worker, (0, None))[1] is staging:
-                del self._staged[worker]
+            member = self._members[worker]
+            if member.staging is not None and member.staging[1] is staging:
+                member.staging = None
 
     def _joins(self, header: Header) -> bool:
-        """Whether a push belongs to the open round and brings something new; False for a repetition."""
+        """Whether a push brings something new; False for a repetition."""
         self._check()
-        if not 0 <= header.worker < self.definition.workers:
-            raise Invalid(
-                f"worker {header.worker} is none of the ranks 0 to {self.definition.workers - 1}",
-                reason="UNKNOWN_RANK",
-                violations={"header.worker": "is not a rank of the group"},
-            )
-        if header.attempt < self._attempts[header.worker]:
-            raise self._stale(header, self._attempts[header.worker])
-        version = self._loaded().latest.version
-        if header.step > version:
-            raise FailedPrecondition(
-                f"step {header.step} is ahead of version {version}: pull before the next push",
-                reason="STEP_AHEAD",
-                metadata={"step": str(header.step), "version": str(version)},
-            )
-        pending = self._arrived.get(header.worker)
-        return header.step == version and (pending is None or pending.attempt < header.attempt)
+        member = self._member(header.worker)
+        if header.attempt < member.attempt:
+            raise self._stale(header, member.attempt)
+        member.seen = self._clock.now()
+        return self._loaded().joins(header)
 
     def _stale(self, header: Header, attempt: int) -> Stale:
         return Stale(
@@ -313,35 +346,43 @@ class Group:
 
     def _commit(self, header: Header, staging: Staging, gradients: Array) -> Outcome:
         with self._changed:
-            while self._closing:
+            while self._alive().busy(header):
                 self._changed.wait()
-            self._check()
-            if self._staged.get(header.worker, (0, None))[1] is not staging:
+            member = self._members[header.worker]
+            if member.staging is None or member.staging[1] is not staging:
                 raise superseded()
             joins = self._joins(header)
-            self._attempts[header.worker] = header.attempt
-            if joins:
-                self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients)
-                self._closing = len(self._arrived) == self.definition.workers
-            if not self._closing:
+            member.attempt = header.attempt
+            way = self._alive()
+            if not joins or not way.accept(header, gradients):
                 self._duplicates += not joins
-                return Outcome(not joins, self._version)
-        return Outcome(False, self._close())
+                self._changed.notify_all()
+                return Outcome(not joins, way.version)
+        del way, gradients
+        return Outcome(False, self._apply(header))
 
-    def _close(self) -> int:
-        """Make the next version of what has arrived, and return it."""
+    def _apply(self, header: Header) -> int:
+        """Apply what a push has completed; the version afterwards."""
         started = time.perf_counter()
+        with self._changed:
+            way: Consistency | None = self._alive()
+        assert way is not None
         try:
             with self._applying, self._tracer.start_as_current_span(attributes.SPAN_ROUND) as span:
-                version, samples = self._apply()
+                applied = way.apply(header)
                 span.set_attributes(
                     {
                         attributes.GROUP: self.name,
                         attributes.SHARD: self.definition.shard,
-                        attributes.VERSION: version,
-                        attributes.SAMPLES: samples,
+                        attributes.VERSION: applied.version,
+                        attributes.SAMPLES: applied.samples,
                     }
                 )
+                with self._changed:
+                    self._check()
+                    way.done(header)
+                    self._samples += applied.samples
+                    self._changed.notify_all()
         except errors.TidemillError:
             raise
         except BaseException:
@@ -351,26 +392,9 @@ class Group:
             raise
         finally:
             with self._changed:
-                self._closing = False
+                if self._ended is not None:
+                    way.failed(header)
                 self._changed.notify_all()
+            way = None
         self._closed(time.perf_counter() - started)
-        return version
-
-    def _apply(self) -> tuple[int, int]:
-        with self._changed:
-            optimizer = self._alive()
-            snapshots = self._loaded()
-            contributions = [self._arrived[rank] for rank in sorted(self._arrived)]
-        # Nobody else touches these while `_closing`: they are read and overwritten without the lock.
-        samples = sum(contribution.samples for contribution in contributions)
-        gradients = mean(contributions, self.part)
-        values = None
-        if gradients is not None:
-            values = snapshots.draft()
-            optimizer.step(self.part.views(values), self.part.views(gradients))
-        with self._changed:
-            self._check()
-            snapshots.advance(values)
-            self._arrived = {}
-            self._samples += samples
-            return snapshots.latest.version, samples
+        return applied.version

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from opentelemetry import trace
 
+from tidemill import plugins
 from tidemill.clock import Clock
 from tidemill.errors import AlreadyExists, Exhausted, NotFound
-from tidemill.parameters import catalogue, snapshots
+from tidemill.parameters import catalogue, consistency, snapshots
+from tidemill.parameters.consistency.base import Consistency
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import limit_threads
+from tidemill.parameters.part import Part
 from tidemill.slots import Slots
 
 
@@ -33,11 +36,21 @@ class Limits:
 
 
 def needed(definition: Definition) -> int:
-    """Bytes that a group takes on its shard at work: versions, the optimizer's state and a round of gradients, float32.
+    """Bytes that a group takes on its shard at work: parameters, the optimizer's state and gradients, float32.
 
     Beyond them come, for as long as they last, gradients that are sent again and copies of the state.
     """
-    return 4 * definition.elements * (snapshots.VERSIONS + catalogue.states(definition.optimizer) + definition.workers)
+    way = definition.consistency
+    values = snapshots.VERSIONS + way.arrival_order if way.rounds else 1
+    return 4 * definition.elements * (values + catalogue.states(definition.optimizer) + definition.workers)
+
+
+def way_of(definition: Definition) -> Consistency:
+    """What holds a group's parameters, as its definition says; PyTorch is imported here."""
+    optimizer = catalogue.make(definition.optimizer, [block.elements for block in definition.blocks])
+    # In rounds no worker is ahead of another: they are what a staleness of 0 means.
+    mode = "bsp" if definition.consistency.rounds else definition.consistency.mode
+    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks), optimizer)
 
 
 class Groups:
@@ -77,8 +90,8 @@ class Groups:
             limit_threads(self._limits.optimizer_threads)
             group = Group(
                 definition,
-                catalogue.make(definition.optimizer, [block.elements for block in definition.blocks]),
-                created=self._clock.now(),
+                way_of(definition),
+                clock=self._clock,
                 waiting=self._waiting,
                 tracer=self._tracer,
                 closed=self._closed,

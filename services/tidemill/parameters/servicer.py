@@ -86,11 +86,9 @@ class ParameterServicer:
         group = self._groups.get(convert.group_name(request.name))
         # A call that ends, for whatever reason, must not keep its thread.
         context.add_callback(group.wake)
-        with self._pulls, group.reading(request.version, context.is_active) as snapshot:
-            trace.get_current_span().set_attributes(
-                {attributes.GROUP: group.name, attributes.VERSION: snapshot.version}
-            )
-            for response in convert.from_snapshot(group, snapshot):
+        with self._pulls, group.reading(convert.to_wish(request), context.is_active) as reading:
+            trace.get_current_span().set_attributes({attributes.GROUP: group.name, attributes.VERSION: reading.version})
+            for response in convert.from_reading(reading):
                 self._metrics.pulled_bytes.inc(len(response))
                 yield response
 

@@ -27,6 +27,12 @@ class Staging:
         self._values: Array | None = None
         self._missing = {block.index for block in part.blocks}
         self._dropped: Callable[[], TidemillError] | None = None
+        self._received = 0
+
+    @property
+    def received(self) -> int:
+        """Bytes that have come so far."""
+        return self._received
 
     def add(self, index: int, data: bytes) -> None:
         """Take the block `index`: little-endian float32.
@@ -51,6 +57,7 @@ class Staging:
         if not np.isfinite(block).all():
             raise self._invalid(index, "holds NaN or infinity", "NON_FINITE")
         np.copyto(target, block)
+        self._received += len(data)
         self._missing.discard(index)
 
     def whole(self, *, optional: bool = False) -> Array:

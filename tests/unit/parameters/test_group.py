@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 from opentelemetry import trace
 
+from tests.support.clock import ManualClock
 from tidemill import errors
 from tidemill.parameters.catalogue import Choice
+from tidemill.parameters.consistency.base import Wish
+from tidemill.parameters.consistency.bsp import Bsp
 from tidemill.parameters.definition import Definition, Tensor
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
 from tidemill.slots import Slots
 from tidemill.tensors.blocks import Array, Block
@@ -54,8 +58,8 @@ def group(workers: int, before: Callable[[], None] = lambda: None) -> Group:
     )
     made = Group(
         definition,
-        Scripted(before),
-        created=0,
+        Bsp(definition, Part(definition.blocks), Scripted(before)),
+        clock=ManualClock(),
         waiting=Slots(8, "pulls", "FULL"),
         tracer=trace.NoOpTracer(),
         closed=lambda _: None,
@@ -73,8 +77,8 @@ def push(to: Group, worker: int, step: int, attempt: int = 0) -> tuple[bool, int
 
 def read(of: Group, version: int) -> list[float]:
     """The values at a version."""
-    with of.reading(version, lambda: True) as snapshot:
-        return [float(value) for value in snapshot.values]
+    with of.reading(Wish(version=version), lambda: True) as reading:
+        return [float(value) for _, values, _ in reading.blocks for value in values]
 
 
 def test_while_a_round_closes_the_versions_before_are_read_and_its_pushes_are_repetitions() -> None:
@@ -163,7 +167,7 @@ def test_nobody_waits_for_a_call_that_is_gone() -> None:
     with ThreadPoolExecutor(1) as pool:
 
         def wait() -> None:
-            with idle.reading(1, lambda: not gone.is_set()):
+            with idle.reading(Wish(version=1), lambda: not gone.is_set()):
                 raise AssertionError("there is no version 1")
 
         waiting = pool.submit(wait)

@@ -14,6 +14,8 @@ from opentelemetry import trace
 from tests.support.clock import ManualClock
 from tidemill import errors
 from tidemill.parameters import catalogue
+from tidemill.parameters.consistency.base import Wish
+from tidemill.parameters.consistency.bsp import Bsp
 from tidemill.parameters.definition import Definition, Tensor
 from tidemill.parameters.group import Group
 from tidemill.parameters.groups import Groups, Limits, needed
@@ -59,18 +61,20 @@ def push(group: Group, worker: int, step: int) -> None:
 
 def parts(group: Group) -> list[weakref.ref[Any]]:
     """What a group's memory hangs on: the optimizer, its state, the values of the last two versions."""
-    assert group._optimizer is not None
-    assert group._snapshots is not None
-    with group.reading(group.status().version, lambda: True) as latest, group.reading(0, lambda: True) as first:
-        held = [group._optimizer, latest.values, first.values]
-    held += [tensor for tensors in group._optimizer.tensors.values() for tensor in tensors]
+    way = group._way
+    assert isinstance(way, Bsp)
+    assert way._snapshots is not None
+    first = way._snapshots.take(0)
+    held: list[Any] = [way.optimizer, way._snapshots.latest.values, first.values]
+    way._snapshots.release(first)
+    held += [tensor for tensors in way.optimizer.tensors.values() for tensor in tensors]
     return [weakref.ref(one) for one in held]
 
 
 def outcome(group: Group, version: int) -> str:
     """The reason why the version cannot be read; the error, which holds the callers, is gone afterwards."""
     try:
-        with group.reading(version, lambda: True):
+        with group.reading(Wish(version=version), lambda: True):
             return ""
     except errors.TidemillError as error:
         return type(error).__name__
@@ -106,7 +110,7 @@ def test_a_deleted_group_for_which_a_pull_waited_is_freed_at_once() -> None:
             return True
 
         try:
-            with groups.get("groups/g").reading(2, alive):
+            with groups.get("groups/g").reading(Wish(version=2), alive):
                 return ""
         except errors.NotFound:
             return "NotFound"
@@ -156,7 +160,8 @@ def test_a_group_whose_optimizer_failed_is_freed_at_once(monkeypatch: pytest.Mon
 def test_a_copy_of_the_state_outlives_its_group() -> None:
     group = shard().create(definition())
     group.load([(0, DATA)])
-    watched = weakref.ref(group._optimizer)
+    assert group._way is not None
+    watched = weakref.ref(group._way.optimizer)
     with group.state() as (version, state):
         group.delete()
         assert watched() is None

@@ -62,7 +62,7 @@ def test_lying_elements_are_refused(data: bytes) -> None:
 
 @given(st.integers(1, 3_000_000), st.integers(1, 8))
 def test_blocks_cover_the_vector_once_and_evenly(elements: int, shards: int) -> None:
-    cut = blocks.cut(elements, shards)
+    cut = blocks.cut(elements)
     assert [b.offset for b in cut] == [sum(c.elements for c in cut[:i]) for i in range(len(cut))][: len(cut)]
     assert sum(b.elements for b in cut) == elements
     assert max(b.elements for b in cut) <= blocks.BLOCK

@@ -86,6 +86,107 @@ class Block(_message.Message):
 Global___Block: _TypeAlias = Block  # noqa: Y015
 
 @_typing.final
+class Consistency(_message.Message):
+    """How the pushes of workers become parameters, and how far apart the workers may be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Consistency._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Consistency._Mode.ValueType  # 0
+        """BSP."""
+        MODE_BSP: Consistency._Mode.ValueType  # 1
+        """Bulk-synchronous: all workers make each step together."""
+        MODE_SSP: Consistency._Mode.ValueType  # 2
+        """Stale-synchronous: no worker is more than `staleness` steps ahead of the slowest one."""
+        MODE_ASP: Consistency._Mode.ValueType  # 3
+        """Asynchronous: nobody waits for anybody."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Ways."""
+
+    MODE_UNSPECIFIED: Consistency.Mode.ValueType  # 0
+    """BSP."""
+    MODE_BSP: Consistency.Mode.ValueType  # 1
+    """Bulk-synchronous: all workers make each step together."""
+    MODE_SSP: Consistency.Mode.ValueType  # 2
+    """Stale-synchronous: no worker is more than `staleness` steps ahead of the slowest one."""
+    MODE_ASP: Consistency.Mode.ValueType  # 3
+    """Asynchronous: nobody waits for anybody."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    ARRIVAL_ORDER_FIELD_NUMBER: _builtins.int
+    mode: Global___Consistency.Mode.ValueType
+    """The way."""
+    staleness: _builtins.int
+    """SSP: most steps between the fastest and the slowest worker, 0 to 2^20; 0 is BSP. Otherwise 0."""
+    arrival_order: _builtins.bool
+    """BSP: whether gradients are added up in order of arrival, which takes less memory and gives other last bits each time."""
+    def __init__(
+        self,
+        *,
+        mode: Global___Consistency.Mode.ValueType = ...,
+        staleness: _builtins.int = ...,
+        arrival_order: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class Member(_message.Message):
+    """A worker as one shard knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
+    worker: _builtins.int
+    """Its rank."""
+    attempt: _builtins.int
+    """The latest attempt that was seen."""
+    clock: _builtins.int
+    """The step that its next push is for."""
+    waits_for: _builtins.str
+    """What it waits for now, in words: "" = it does not wait here."""
+    bytes_in_flight: _builtins.int
+    """Bytes of a push of its that have come so far and were not applied yet."""
+    @_builtins.property
+    def seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last heard of."""
+
+    def __init__(
+        self,
+        *,
+        worker: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        clock: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        bytes_in_flight: _builtins.int = ...,
+        seen_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "seen_time", b"seen_time", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Member: _TypeAlias = Member  # noqa: Y015
+
+@_typing.final
 class Group(_message.Message):
     """One shard's part of a group of parameters."""
 
@@ -127,6 +228,8 @@ class Group(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -163,6 +266,14 @@ class Group(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created. Output only."""
 
+    @_builtins.property
+    def consistency(self) -> Global___Consistency:
+        """How pushes become parameters; missing = BSP."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
+        """The workers, in order of rank. Output only."""
+
     def __init__(
         self,
         *,
@@ -179,10 +290,12 @@ class Group(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         shard: _builtins.int = ...,
         shards: _builtins.int = ...,
+        consistency: Global___Consistency | None = ...,
+        members: _abc.Iterable[Global___Member] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "optimizer", b"optimizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "create_time", b"create_time", "duplicates", b"duplicates", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "shard", b"shard", "shards", b"shards", "state", b"state", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "shard", b"shard", "shards", b"shards", "state", b"state", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -472,23 +585,29 @@ class PullRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     version: _builtins.int
     """Version to send; it is waited for. -1 = the latest, without waiting (but for the first values). A call that two
-    more rounds overtake before it begins to send is OUT_OF_RANGE.
+    more rounds overtake before it begins to send is OUT_OF_RANGE. SSP and ASP: the clock of `worker`, or -1.
     """
+    worker: _builtins.int
+    """Rank of the worker that pulls; missing = nobody's: such a pull waits for the first values only with SSP and ASP."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.int = ...,
+        worker: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "name", b"name", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
+    _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worker) -> _WhichOneofReturnType__worker | None: ...
 
 Global___PullRequest: _TypeAlias = PullRequest  # noqa: Y015
 
@@ -501,7 +620,7 @@ class PullResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
     version: _builtins.int
-    """Version it belongs to; the same in the whole stream."""
+    """BSP: version it belongs to; the same in the whole stream. SSP and ASP: steps that were made on this block."""
     @_builtins.property
     def block(self) -> Global___BlockData:
         """The block; missing in the one message that comes from a shard without blocks."""

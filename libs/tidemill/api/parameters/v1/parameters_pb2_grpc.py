@@ -132,12 +132,17 @@ class ParameterServiceServicer(object):
 
     def Push(self, request_iterator, context):
         """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
-        (worker, step, block, attempt) and counts once however often it is sent. The round of a step closes, and the
-        optimizer runs, when every worker of the group has handed in: then the version is step + 1. The optimizer gets the
-        mean over all samples of the round, added up in order of rank whatever the order of arrival; a round without samples
-        advances the version and changes nothing else.
+        (worker, step, block, attempt) and counts once however often it is sent.
 
-        A push for a step before the version is a repetition, one for a later step FAILED_PRECONDITION (STEP_AHEAD).
+        BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
+        group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
+        up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+        the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
+        FAILED_PRECONDITION (STEP_AHEAD).
+
+        SSP and ASP: every push is a step of the optimizer by itself, made before the answer. Step is the worker's own clock:
+        a push for an earlier one is a repetition, one for a later one STEP_AHEAD. The version counts the steps of all.
+
         Refusals, after which nothing has changed: INVALID_ARGUMENT with reason UNKNOWN_RANK, UNKNOWN_BLOCK, REPEATED_BLOCK,
         MISSING_BLOCKS, SIZE_MISMATCH or NON_FINITE (the last with `worker`, `step` and `block` in its metadata);
         FAILED_PRECONDITION with GROUP_EMPTY; ABORTED with STALE_ATTEMPT when this rank was replaced, or with SUPERSEDED when
@@ -148,8 +153,11 @@ class ParameterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pull(self, request, context):
-        """Sends this shard's blocks at one version, waiting until that version is there. The version before the latest is kept
-        as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are OUT_OF_RANGE.
+        """BSP: sends this shard's blocks at one version, waiting until that version is there. The version before the latest is
+        kept as well, so that a worker that replaces a dead one finds all shards at the same version; older ones are
+        OUT_OF_RANGE. SSP and ASP: sends every block as it is when its turn comes, whole, with the number of steps made on it.
+        A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
+        SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
         RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -1,0 +1,1 @@
+"""How the pushes of workers become parameters: one way a file."""

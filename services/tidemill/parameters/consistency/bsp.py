@@ -1,0 +1,144 @@
+"""Bulk-synchronous: rounds of gradients of all workers, and the versions that they make."""
+
+import numpy as np
+
+from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
+from tidemill.parameters.definition import Definition
+from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.part import Part
+from tidemill.parameters.rounds import Contribution, Header, mean
+from tidemill.parameters.snapshots import Snapshots
+from tidemill.tensors.blocks import Array
+
+
+class Bsp(Consistency):
+    """Every worker hands in its gradients for the step that is the version; then that is one higher (Valiant 1990).
+
+    The mean is formed in order of rank, whatever the order of arrival, and so is the same to the last bit each time. In
+    order of arrival, when the group says so, gradients are added up as they come, and no more than one set of them is
+    kept. What happens between two versions belongs to none, and is seen by nobody.
+    """
+
+    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer) -> None:
+        super().__init__(definition, part, optimizer)
+        self._snapshots: Snapshots | None = None
+        self._arrived: dict[int, Contribution] = {}
+        self._closing = False
+        self._sums = Sums(part) if definition.consistency.arrival_order else None
+
+    def load(self, values: Array) -> None:
+        """Begin with these values, which are version 0."""
+        self._snapshots = Snapshots(values)
+
+    @property
+    def version(self) -> int:
+        """Rounds that were closed."""
+        return 0 if self._snapshots is None else self._snapshots.latest.version
+
+    @property
+    def arrived(self) -> tuple[int, ...]:
+        """Ranks that have handed in for the open round."""
+        return tuple(sorted(self._arrived))
+
+    def clock(self, worker: int) -> int:
+        """The open round, or the next one when the worker has handed in for it."""
+        return self.version + (worker in self._arrived)
+
+    def joins(self, header: Header) -> bool:
+        """Whether a push is for the open round, and not there already. Raises FailedPrecondition."""
+        if header.step > self.version:
+            raise ahead(header.step, self.version, "version")
+        pending = self._arrived.get(header.worker)
+        if header.step < self.version:
+            return False
+        # A later attempt takes the place of an earlier one, as long as that was not added to the others.
+        return pending is None or (pending.attempt < header.attempt and self._sums is None)
+
+    def busy(self, header: Header) -> bool:
+        """Whether a round closes: until then no push belongs to any."""
+        return self._closing
+
+    def accept(self, header: Header, gradients: Array) -> bool:
+        """Let a push wait for the others; whether it was the last one, or is to be added up now."""
+        self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients)
+        last = len(self._arrived) == self.definition.workers
+        self._closing = last or self._sums is not None
+        return self._closing
+
+    def apply(self, header: Header) -> Applied:
+        """Add up what has come; after the last push, make the next version of it."""
+        assert self._snapshots is not None
+        contributions = [self._arrived[rank] for rank in sorted(self._arrived)]
+        if self._sums is not None:
+            own = self._arrived[header.worker]
+            self._sums.add(own.gradients, own.samples)
+            self._arrived[header.worker] = Contribution(own.attempt, own.samples, np.empty(0, np.float32))
+            if len(contributions) < self.definition.workers:
+                return Applied(version=self.version, samples=0)
+            gradients = self._sums.take()
+        else:
+            gradients = mean(contributions, self.part)
+        self._next: Array | None = None
+        if gradients is not None:
+            self._next = self._snapshots.draft()
+            self.optimizer.step(self.part.views(self._next), self.part.views(gradients))
+        samples = sum(contribution.samples for contribution in contributions)
+        return Applied(version=self.version + 1, samples=samples)
+
+    def done(self, header: Header) -> None:
+        """Let the next version be seen, if there is one."""
+        assert self._snapshots is not None
+        self._closing = False
+        if len(self._arrived) == self.definition.workers:
+            self._snapshots.advance(self._next)
+            self._arrived = {}
+
+    def failed(self, header: Header) -> None:
+        """Let those who wait for the round look at what has become of the group."""
+        self._closing = False
+
+    def waits_for(self, wish: Wish) -> str:
+        """The round before the version, when it is open."""
+        if wish.version <= self.version:
+            return ""
+        missing = [str(rank) for rank in range(self.definition.workers) if rank not in self._arrived]
+        return f"version {wish.version}, for which worker{'s' * (len(missing) > 1)} {', '.join(missing)} must push"
+
+    def read(self, wish: Wish) -> Reading:
+        """One version. Raises OutOfRange."""
+        snapshots = self._snapshots
+        assert snapshots is not None
+        found = snapshots.take(self.version if wish.version == LATEST else wish.version)
+        blocks = ((block, self.part.view(found.values, block.index), found.version) for block in self.part.blocks)
+        return Reading(version=found.version, blocks=blocks, close=lambda: snapshots.release(found))
+
+
+class Sums:
+    """Gradients that are added up as they come, weighed by their samples."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._values: Array | None = None
+        self._samples = 0
+
+    def add(self, gradients: Array, samples: int) -> None:
+        """Add mean gradients over so many samples, which belong to this object from then on."""
+        if not samples:
+            return
+        self._samples += samples
+        with np.errstate(over="ignore"):
+            for block in self._part.blocks:
+                added = self._part.view(gradients, block.index)
+                added *= np.float32(samples)
+                if self._values is not None:
+                    self._part.view(self._values, block.index)[:] += added
+        if self._values is None:
+            self._values = gradients
+
+    def take(self) -> Array | None:
+        """The mean over all samples, None when there were none; and begin anew."""
+        values, samples = self._values, self._samples
+        self._values, self._samples = None, 0
+        if values is not None:
+            values /= np.float32(samples)
+        return values

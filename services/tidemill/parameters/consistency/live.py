@@ -1,0 +1,108 @@
+"""Parameters that change under their readers: every block is whole, and has a version of its own."""
+
+import threading
+from collections.abc import Iterator
+
+from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
+from tidemill.parameters.definition import Definition
+from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.part import Part
+from tidemill.parameters.rounds import Header
+from tidemill.tensors.blocks import Array, Block
+
+
+class Live(Consistency):
+    """Every push is a step of the optimizer by itself, in order of arrival; a worker never waits for its own alone.
+
+    Args:
+        definition, part, optimizer: as for every way.
+        staleness: most steps between a reader's clock and the slowest worker's; None = any number.
+    """
+
+    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer, staleness: int | None) -> None:
+        super().__init__(definition, part, optimizer)
+        self._staleness = staleness
+        self._values: Array | None = None
+        self._steps = 0
+        self._clocks = [0] * definition.workers
+        self._pushes: dict[int, tuple[Header, Array]] = {}
+        self._locks = [threading.Lock() for _ in part.blocks]
+        self._versions = [0] * len(part.blocks)
+
+    def load(self, values: Array) -> None:
+        """Begin with these values."""
+        self._values = values
+
+    @property
+    def version(self) -> int:
+        """Steps of the optimizer that were made."""
+        return self._steps
+
+    def clock(self, worker: int) -> int:
+        """Pushes of the worker that were applied."""
+        return self._clocks[worker]
+
+    def joins(self, header: Header) -> bool:
+        """Whether a push is for the worker's next step. Raises FailedPrecondition."""
+        clock = self._clocks[header.worker]
+        if header.step > clock:
+            raise ahead(header.step, clock, "the worker's clock")
+        return header.step == clock
+
+    def busy(self, header: Header) -> bool:
+        """Whether a push of the same worker is being applied."""
+        return header.worker in self._pushes
+
+    def accept(self, header: Header, gradients: Array) -> bool:
+        """Take a push: it is to be applied now."""
+        self._pushes[header.worker] = header, gradients
+        return True
+
+    def apply(self, header: Header) -> Applied:
+        """Make a step, one block after the other."""
+        assert self._values is not None
+        _, gradients = self._pushes[header.worker]
+        if header.samples:
+            for position, block in enumerate(self.part.blocks):
+                with self._locks[position]:
+                    self.optimizer.step_block(
+                        position, self.part.view(self._values, block.index), self.part.view(gradients, block.index)
+                    )
+                    self._versions[position] += 1
+        return Applied(version=self._steps + 1, samples=header.samples)
+
+    def done(self, header: Header) -> None:
+        """Let the worker's clock be seen to go on."""
+        del self._pushes[header.worker]
+        self._clocks[header.worker] += 1
+        self._steps += 1
+
+    def failed(self, header: Header) -> None:
+        """Let the worker's next push look at what has become of the group."""
+        self._pushes.pop(header.worker, None)
+
+    def waits_for(self, wish: Wish) -> str:
+        """The worker's own push, or the slowest worker."""
+        if wish.worker is None or wish.version == LATEST:
+            return ""
+        if self._clocks[wish.worker] < wish.version:
+            return f"its own push for step {wish.version - 1}"
+        if self._staleness is None:
+            return ""
+        slow = [rank for rank, clock in enumerate(self._clocks) if clock < wish.version - self._staleness]
+        if not slow:
+            return ""
+        named = ", ".join(f"{rank} (at {self._clocks[rank]})" for rank in slow)
+        return f"step {wish.version - self._staleness} of worker{'s' * (len(slow) > 1)} {named}"
+
+    def read(self, wish: Wish) -> Reading:
+        """All blocks, each as it is when its turn comes."""
+        assert self._values is not None
+        return Reading(version=self._steps, blocks=self._blocks(self._values))
+
+    def _blocks(self, values: Array) -> Iterator[tuple[Block, Array, int]]:
+        for position, block in enumerate(self.part.blocks):
+            # A copy: whoever reads may be slow, and the next push must not wait for that.
+            with self._locks[position]:
+                copy, version = self.part.view(values, block.index).copy(), self._versions[position]
+            yield block, copy, version
