@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tidemill.config import parameter
-from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.optimizers.base import Optimizer, State, undecayed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +25,15 @@ class Adagrad(Optimizer):
         weight_decay: float = parameter(
             "L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1
         )
+        fused: bool = parameter("three times as fast, and not to the last bit PyTorch's default", False)
 
     config: Config
     states = 1
+
+    @classmethod
+    def dense_only(cls, config: Any) -> str:
+        """It makes steps for rows, without weight decay."""
+        return undecayed(config)
 
     def start(self, sizes: Sequence[int]) -> None:
         """The given sums, no step made."""
@@ -37,19 +43,19 @@ class Adagrad(Optimizer):
         self.tensors["sum"] = [torch.full((size,), begin, dtype=torch.float32) for size in sizes]
         self.tensors["step"] = [torch.zeros((), dtype=torch.float32) for _ in sizes]
 
-    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]") -> None:
+    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]", state: State, learning_rate: float) -> None:
         """Make one step in place."""
         from torch.optim.adagrad import adagrad
 
-        tensors = cast("dict[str, list[Tensor]]", self.tensors)
+        tensors = cast("dict[str, list[Tensor]]", state)
         adagrad(
             parameters,
             gradients,
             tensors["sum"],
             tensors["step"],
             foreach=False,
-            fused=False,
-            lr=self.config.learning_rate,
+            fused=self.config.fused,
+            lr=learning_rate,
             lr_decay=self.config.learning_rate_decay,
             weight_decay=self.config.weight_decay,
             eps=self.config.epsilon,

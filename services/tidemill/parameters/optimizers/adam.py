@@ -1,11 +1,12 @@
 """Adam."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tidemill.config import parameter
-from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.optimizers.base import Optimizer, State, undecayed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +31,11 @@ class Adam(Optimizer):
     config: Config
     states = 2
 
+    @classmethod
+    def dense_only(cls, config: Any) -> str:
+        """It makes steps for rows, as `torch.optim.SparseAdam`, without weight decay."""
+        return undecayed(config)
+
     def start(self, sizes: Sequence[int]) -> None:
         """Zero means, no step made."""
         import torch
@@ -38,11 +44,11 @@ class Adam(Optimizer):
         self.tensors["exp_avg_sq"] = [torch.zeros(size, dtype=torch.float32) for size in sizes]
         self.tensors["step"] = [torch.zeros((), dtype=torch.float32) for _ in sizes]
 
-    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]") -> None:
+    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]", state: State, learning_rate: float) -> None:
         """Make one step in place."""
         from torch.optim.adam import adam
 
-        tensors = cast("dict[str, list[Tensor]]", self.tensors)
+        tensors = cast("dict[str, list[Tensor]]", state)
         adam(
             parameters,
             gradients,
@@ -55,8 +61,20 @@ class Adam(Optimizer):
             amsgrad=False,
             beta1=self.config.beta1,
             beta2=self.config.beta2,
-            lr=self.config.learning_rate,
+            lr=learning_rate,
             weight_decay=self.config.weight_decay,
             eps=self.config.epsilon,
             maximize=False,
         )
+
+    def update_rows(
+        self, parameters: "Tensor", gradients: "Tensor", state: "dict[str, Tensor]", learning_rate: float
+    ) -> None:
+        """Make one step in place: `torch.optim.SparseAdam`, where epsilon is added before the means are corrected."""
+        config, mean, square = self.config, state["exp_avg"], state["exp_avg_sq"]
+        state["step"] += 1
+        step = state["step"].item()
+        mean += (gradients - mean).mul_(1 - config.beta1)
+        square += gradients.pow(2).sub_(square).mul_(1 - config.beta2)
+        size = learning_rate * math.sqrt(1 - config.beta2**step) / (1 - config.beta1**step)
+        parameters += (mean / square.sqrt().add_(config.epsilon)).mul_(-size)

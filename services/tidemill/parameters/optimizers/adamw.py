@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from tidemill.config import parameter
-from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.optimizers.base import Optimizer, State
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +38,11 @@ class AdamW(Optimizer):
         self.tensors["exp_avg_sq"] = [torch.zeros(size, dtype=torch.float32) for size in sizes]
         self.tensors["step"] = [torch.zeros((), dtype=torch.float32) for _ in sizes]
 
-    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]") -> None:
+    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]", state: State, learning_rate: float) -> None:
         """Make one step in place."""
         from torch.optim.adamw import adamw
 
-        tensors = cast("dict[str, list[Tensor]]", self.tensors)
+        tensors = cast("dict[str, list[Tensor]]", state)
         adamw(
             parameters,
             gradients,
@@ -55,7 +55,7 @@ class AdamW(Optimizer):
             amsgrad=False,
             beta1=self.config.beta1,
             beta2=self.config.beta2,
-            lr=self.config.learning_rate,
+            lr=learning_rate,
             weight_decay=self.config.weight_decay,
             eps=self.config.epsilon,
             maximize=False,

@@ -79,22 +79,35 @@ class Optimizer(ABC):
         Raises:
             Invalid: rows are not rows of their block; NO_SPARSE, it cannot make steps for rows.
         """
-        import torch
-
         rate = self.config.learning_rate if learning_rate is None else learning_rate
-        self._check_rows(parameters, gradients)
-        with torch.no_grad():
-            whole = []
-            for at, gradient in enumerate(gradients):
-                if isinstance(gradient, Rows):
-                    self._step_rows(at, parameters[at], gradient, rate)
-                else:
-                    whole.append((at, torch.from_numpy(parameters[at]), torch.from_numpy(gradient)))
-            state = {name: [blocks[at] for at, _, _ in whole] for name, blocks in self.tensors.items()}
-            self.update([p for _, p, _ in whole], [g for _, _, g in whole], state, rate)
-            for name, tensors in state.items():
-                for (at, _, _), tensor in zip(whole, tensors, strict=True):
-                    self.tensors[name][at] = tensor
+        self.check(parameters, gradients)
+        whole = {at: gradient for at, gradient in enumerate(gradients) if not isinstance(gradient, Rows)}
+        self._step([(at, parameters[at], gradient) for at, gradient in whole.items()], rate)
+        for at, gradient in enumerate(gradients):
+            if isinstance(gradient, Rows):
+                self._step_rows(at, parameters[at], gradient, rate)
+
+    def step_block(
+        self, at: int, parameters: Array, gradients: Array | Rows, learning_rate: float | None = None
+    ) -> None:
+        """Make one step of one block alone, as `step`: the one at this position."""
+        rate = self.config.learning_rate if learning_rate is None else learning_rate
+        self.check([parameters], [gradients])
+        if isinstance(gradients, Rows):
+            self._step_rows(at, parameters, gradients, rate)
+        else:
+            self._step([(at, parameters, gradients)], rate)
+
+    def check(self, parameters: Sequence[Array], gradients: Sequence[Array | Rows]) -> None:
+        """See that what is rows among the gradients is such of its block, and that steps for rows can be made.
+
+        Raises:
+            Invalid: it is not; NO_SPARSE, they cannot.
+        """
+        for values, gradient in zip(parameters, gradients, strict=True):
+            if isinstance(gradient, Rows):
+                check_sparse(type(self), self.config)
+                gradient.check(values.size)
 
     def state(self) -> dict[str, list[Array | None]]:
         """A copy of the state: name -> one array a block, of one element where the block has one number for all."""
@@ -110,14 +123,20 @@ class Optimizer(ABC):
             raise _mismatch(f"has {', '.join(sorted(state)) or 'nothing'}, not {', '.join(sorted(self.tensors))}")
         self.tensors = {name: self._taken(name, list(state[name])) for name in self.tensors}
 
-    def _check_rows(self, parameters: Sequence[Array], gradients: Sequence[Array | Rows]) -> None:
-        sparse = False
-        for values, gradient in zip(parameters, gradients, strict=True):
-            if isinstance(gradient, Rows):
-                gradient.check(values.size)
-                sparse = True
-        if sparse:
-            check_sparse(type(self), self.config)
+    def _step(self, blocks: Sequence[tuple[int, Array, Array]], learning_rate: float) -> None:
+        import torch
+
+        state = {name: [tensors[at] for at, _, _ in blocks] for name, tensors in self.tensors.items()}
+        with torch.no_grad():
+            self.update(
+                [torch.from_numpy(values) for _, values, _ in blocks],
+                [torch.from_numpy(gradient) for _, _, gradient in blocks],
+                state,
+                learning_rate,
+            )
+        for name, changed in state.items():
+            for (at, _, _), tensor in zip(blocks, changed, strict=True):
+                self.tensors[name][at] = tensor
 
     def _step_rows(self, at: int, parameters: Array, rows: Rows, learning_rate: float) -> None:
         import torch
@@ -135,7 +154,8 @@ class Optimizer(ABC):
                 state[name] = tensor
         taken = {name: table.index_select(0, index) for name, table in tables.items()}
         values = taken.pop("")
-        self.update_rows(values, torch.from_numpy(rows.gradients), {**state, **taken}, learning_rate)
+        with torch.no_grad():
+            self.update_rows(values, torch.from_numpy(rows.gradients), {**state, **taken}, learning_rate)
         for name, tensor in {"": values, **taken}.items():
             tables[name].index_copy_(0, index, tensor)
 

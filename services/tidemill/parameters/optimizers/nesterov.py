@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidemill.config import parameter
-from tidemill.parameters.optimizers.base import Optimizer
+from tidemill.parameters.optimizers.base import Optimizer, State, decay, undecayed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,26 +23,35 @@ class Nesterov(Optimizer):
         weight_decay: float = parameter(
             "L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1
         )
+        decoupled_weight_decay: bool = parameter(
+            "take weight_decay, times the learning rate, off the parameters instead", False
+        )
+        fused: bool = parameter("more than twice as fast, and not to the last bit PyTorch's default", False)
 
     config: Config
     states = 1
+
+    @classmethod
+    def dense_only(cls, config: Any) -> str:
+        """It makes steps for rows, each of which has its own time, without weight decay."""
+        return undecayed(config)
 
     def start(self, sizes: Sequence[int]) -> None:
         """The average begins with the first gradient."""
         self.tensors["momentum_buffer"] = [None] * len(sizes)
 
-    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]") -> None:
+    def update(self, parameters: "list[Tensor]", gradients: "list[Tensor]", state: State, learning_rate: float) -> None:
         """Make one step in place."""
         from torch.optim.sgd import sgd
 
         sgd(
             parameters,
             gradients,
-            self.tensors["momentum_buffer"],
+            state["momentum_buffer"],
             foreach=False,
-            fused=False,
-            lr=self.config.learning_rate,
-            weight_decay=self.config.weight_decay,
+            fused=self.config.fused,
+            lr=learning_rate,
+            weight_decay=decay(self.config, parameters, learning_rate),
             momentum=self.config.momentum,
             dampening=0.0,
             nesterov=True,
