@@ -46,10 +46,13 @@ class Shards:
         workers: int = 1,
         name: str = GROUP,
         parameters: Mapping[str, float | bool] | None = None,
+        **way: Any,
     ) -> list[pb.Group]:
         """A new group of that many elements, or of these tensors."""
         tensors = [("w", (elements,))] if isinstance(elements, int) else elements
-        return await self.admin.create_group(name, tensors, optimizer=optimizer, parameters=parameters, workers=workers)
+        return await self.admin.create_group(
+            name, tensors, optimizer=optimizer, parameters=parameters, workers=workers, **way
+        )
 
     async def group_of_blocks(
         self,

@@ -41,6 +41,9 @@ class ParametersAdmin:
         optimizer: str,
         parameters: Mapping[str, float | bool] | None = None,
         workers: int = 1,
+        mode: str = "bsp",
+        staleness: int = 0,
+        arrival_order: bool = False,
     ) -> list[pb.Group]:
         """The new group's part on each shard, still without values; once more with the same content, the same.
 
@@ -52,6 +55,10 @@ class ParametersAdmin:
             optimizer: name of the optimizer.
             parameters: its hyperparameters; those that are missing have defaults.
             workers: number of workers in a round.
+            mode: `bsp`, `ssp` or `asp`: how pushes become parameters.
+            staleness: for `ssp`: most steps between the fastest and the slowest worker.
+            arrival_order: for `bsp`: whether gradients are added up in order of arrival: with less memory, and not the
+                same last bits each time.
 
         Raises:
             Invalid: some argument is wrong.
@@ -61,6 +68,7 @@ class ParametersAdmin:
         total = blocks.total(shape for _, shape in tensors)
         parts = blocks.assign(blocks.cut(total), len(self._stubs))
         chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
+        way = pb.Consistency(mode=_mode(mode), staleness=staleness, arrival_order=arrival_order)
         specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
         groups = [
             pb.Group(
@@ -71,6 +79,7 @@ class ParametersAdmin:
                 workers=workers,
                 shard=shard,
                 shards=len(parts),
+                consistency=way,
             )
             for shard, part in enumerate(parts)
         ]
@@ -139,6 +148,13 @@ class ParametersAdmin:
                 raise result
             groups.append(result)
         return groups
+
+
+def _mode(name: str) -> pb.Consistency.Mode:
+    modes = {"bsp": pb.Consistency.MODE_BSP, "ssp": pb.Consistency.MODE_SSP, "asp": pb.Consistency.MODE_ASP}
+    if name not in modes:
+        raise errors.invalid("mode", f"must be one of {', '.join(modes)}, not {name[:40]!r}")
+    return modes[name]
 
 
 def _struct(parameters: Mapping[str, float | bool] | None) -> Struct:

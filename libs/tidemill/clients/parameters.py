@@ -42,6 +42,8 @@ class Layout:
     """For each shard its blocks."""
     workers: int
     """Number of workers in a round."""
+    rounds: bool = True
+    """Whether the workers make each step together, so that all shards have the same versions."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -113,7 +115,9 @@ class ParametersClient:
         groups = self._groups()
         parts = tuple(tuple(blocks.Block(b.index, b.offset, b.elements) for b in group.blocks) for group in groups)
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
-        layout = Layout(tensors, parts, groups[0].workers)
+        way = groups[0].consistency
+        rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
+        layout = Layout(tensors, parts, groups[0].workers, rounds)
         held = sorted((block for part in parts for block in part), key=lambda block: block.index)
         ends = [0, *(block.offset + block.elements for block in held)]
         fits = all(g.shard == shard and g.shards == len(groups) for shard, g in enumerate(groups))
@@ -124,8 +128,19 @@ class ParametersClient:
         return layout
 
     def versions(self) -> list[int]:
-        """Each shard's version. The least of them is where a worker resumes: the others keep it as well."""
+        """Each shard's version. In rounds, the least of them is where a worker resumes: the others keep it as well."""
         return [group.version for group in self._groups()]
+
+    def clocks(self, worker: int) -> list[int]:
+        """For each shard the step that the worker's next push is for; the least of them is where it resumes.
+
+        Raises:
+            Invalid: the group has no such worker.
+        """
+        groups = self._groups()
+        if not 0 <= worker < groups[0].workers:
+            raise invalid("worker", f"must be a rank of the {groups[0].workers} workers, not {worker}")
+        return [group.members[worker].clock for group in groups]
 
     def load(self, flat: Array) -> None:
         """Set the first values; the same ones again change nothing.
@@ -182,37 +197,53 @@ class ParametersClient:
         return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
 
     def pull(
-        self, version: int = LATEST, out: Array | None = None, *, timeout: float | None = None
+        self,
+        version: int = LATEST,
+        out: Array | None = None,
+        *,
+        worker: int | None = None,
+        timeout: float | None = None,
+        versions: Array | None = None,
     ) -> tuple[int, Array]:
-        """The parameters at one version, the same on all shards, waited for.
+        """The parameters: in rounds those of one version, the same on all shards, waited for; else as they are.
 
         Args:
-            version: which; `LATEST` = the latest that all shards have, at least the first values.
+            version: which; `LATEST` = the latest that all shards have, at least the first values. Without rounds: the
+                clock of the worker.
             out: where to put them: a vector of float32 of the group's length, undefined after an error; a new one
                 unless given.
+            worker: rank of who pulls. Without rounds such a pull waits until its own pushes were applied, and for
+                those who are too far behind.
             timeout: seconds to wait at most.
+            versions: where to put the version of each block, int64, by index of the block.
 
         Returns:
-            The version, and all tensors one after the other.
+            The version, the lowest one of a block, and all tensors one after the other.
 
         Raises:
             OutOfRange: the version is not kept any more.
             DeadlineExceeded: it was not there in time.
             NotFound: the group is not there (any more).
         """
-        flat = np.empty(self.layout.elements, FLOAT) if out is None else out
-        if flat.dtype != FLOAT or flat.shape != (self.layout.elements,) or not flat.flags.writeable:
-            raise invalid("out", f"must be a writable vector of {self.layout.elements} float32")
+        layout = self.layout
+        flat = np.empty(layout.elements, FLOAT) if out is None else out
+        if flat.dtype != FLOAT or flat.shape != (layout.elements,) or not flat.flags.writeable:
+            raise invalid("out", f"must be a writable vector of {layout.elements} float32")
+        blocks = sum(map(len, layout.parts))
+        vector = np.zeros(blocks, np.int64) if versions is None else versions
+        if vector.dtype != np.int64 or vector.shape != (blocks,):
+            raise invalid("versions", f"must be a vector of {blocks} int64")
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            wanted = min(self.versions()) if version == LATEST else version
+            wanted = min(self.versions()) if version == LATEST and layout.rounds else version
+            request = pb.PullRequest(name=self.group, version=wanted, worker=worker)
             try:
-                self._down.run(partial(self._receive, wanted, flat, ends))
+                self._down.run(partial(self._receive, request, flat, vector, ends))
             except errors.OutOfRange:
                 if version != LATEST:
                     raise
                 continue  # rounds have closed since the versions were asked: ask again
-            return wanted, flat
+            return int(vector.min()), flat
 
     def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
         """The optimizer's state, for checkpoints: the version, and name -> block -> values.
@@ -291,16 +322,20 @@ class ParametersClient:
                 except grpc.FutureCancelledError:
                     raise call from None  # it says why
 
-    def _receive(self, version: int, flat: Array, ends: float | None, shard: int, calls: Calls) -> None:
+    def _receive(
+        self, request: pb.PullRequest, flat: Array, versions: Array, ends: float | None, shard: int, calls: Calls
+    ) -> None:
         stub = self._pulling[shard]
         left = None if ends is None else max(ends - time.monotonic(), 0.001)
         missing = {block.index: block for block in self.layout.parts[shard]}
-        with call_context(self._tracer, stub.Pull) as metadata:
-            request = pb.PullRequest(name=self.group, version=version)
-            with calls.open(stub.Pull(request, metadata=metadata, timeout=deadline.timeout(left))) as call:
-                for response in call:
-                    if response.HasField("block"):
-                        block = missing.pop(response.block.block)
-                        flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
+        with (
+            call_context(self._tracer, stub.Pull) as metadata,
+            calls.open(stub.Pull(request, metadata=metadata, timeout=deadline.timeout(left))) as call,
+        ):
+            for response in call:
+                if response.HasField("block"):
+                    block = missing.pop(response.block.block)
+                    flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
+                    versions[block.index] = response.version
         if missing:
-            raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {version}")
+            raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {request.version}")

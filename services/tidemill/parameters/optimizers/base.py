@@ -39,7 +39,7 @@ class Optimizer(ABC):
         """Its state. What `state` shows."""
         self._sizes = tuple(sizes)
         self.start(sizes)
-        self._optional = frozenset(name for name, blocks in self.tensors.items() if None in blocks)
+        self._optional = frozenset(name for name, blocks in self.tensors.items() if any(t is None for t in blocks))
 
     @classmethod
     def states_of(cls, config: Any) -> int:
