@@ -38,7 +38,7 @@ from tidemill.training.tokens import Tokens
 from tidemill.training.workers_servicer import WorkerServicer
 from tidemill.training.workshop import Seat, Workshop
 
-FORMAT = 1
+FORMAT = 2
 """Version of what lies in the data directory."""
 WORKER = (sys.executable, "-m", "tidemill.training.worker")
 
@@ -61,7 +61,10 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     folder = DataDirectory(Path(config.data).absolute(), FORMAT)
 
     store = JobStore(lambda: _open(config, kv, clock))
-    shop = _workshop(config, folder.path, store, registry, artifacts, signals, clock, lambda: _environment(config, app))
+    tokens: Tokens[Seat] = Tokens(lambda: scheduler.is_complete)
+    shop = _workshop(
+        config, folder.path, store, tokens, registry, artifacts, signals, clock, lambda: _environment(config, app)
+    )
     janitor = Janitor(store, shop.shards, shop.artifacts, shop.changes, clock)
     scheduler = Scheduler(shop, janitor, most=config.max_running, lease=config.lease_seconds)
     desk = Desk(store, shop.changes, scheduler.view, shop.logs, shop.shards, shop.artifacts, clock, config.max_jobs)
@@ -74,7 +77,6 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
 
     async def open_folder() -> None:
         folder.open()
-        await shop.launcher.sweep(())  # what processes before have left
 
     async def close_folder() -> None:
         folder.close()
@@ -89,7 +91,13 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
         starters=[open_folder, store.open],
         tasks=[scheduler.follow, scheduler.run, announcement.run],
         stoppers=[announcement.withdraw, close_streams, scheduler.stop],
-        closers=[registry.close, artifacts.close, *([store.close] if kv is None else []), close_folder],
+        closers=[
+            shop.launcher.close,
+            registry.close,
+            artifacts.close,
+            *([store.close] if kv is None else []),
+            close_folder,
+        ],
         clock=clock,
     )
     return app
@@ -115,13 +123,13 @@ def _workshop(
     config: TrainingConfig,
     folder: Path,
     store: JobStore,
+    tokens: Tokens[Seat],
     registry: RegistryClient,
     artifacts: ArtifactsClient,
     signals: Telemetry,
     clock: Clock,
     environment: Callable[[], Mapping[str, str]],
 ) -> Workshop:
-    tokens: Tokens[Seat] = Tokens()
     shards = ShardNeighbours(registry, signals.tracer)
     artifact_store = ArtifactNeighbour(artifacts, config.artifacts_address)
     settings = Settings(
@@ -129,6 +137,9 @@ def _workshop(
         threads=config.worker_threads,
         grace=config.worker_grace_seconds,
         scratch=folder / "scratch",
+        abandoned=config.worker_abandoned_seconds,
+        output_bytes=config.log_bytes,
+        options=config.launcher_options,
     )
     return Workshop(
         owner=secrets.token_hex(8),
@@ -152,7 +163,7 @@ def _workshop(
 
 
 def _environment(config: TrainingConfig, app: App) -> Mapping[str, str]:
-    """Variables of every worker; it runs on this machine."""
+    """Variables of every worker, as if it ran on this machine; a launcher for others knows what to change."""
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
     return {
         "TIDEMILL_TRAINING_ADDRESS": f"[{host}]:{app.port}" if ":" in host else f"{host}:{app.port}",

@@ -33,11 +33,15 @@ class TrainingConfig(ServerConfig):
     max_jobs: int = setting("jobs that may wait or be at work; more are refused", 1000)
     shard_wait_seconds: float = setting("longest wait of a job for enough parameter shards", 300.0)
     lease_seconds: float = setting("seconds after which another training service takes over from a silent one", 5.0)
-    launcher: str = setting("what starts workers: local", "local")
+    launcher: str = setting("what starts workers: local, or ray for the machines of a Ray cluster", "local")
+    launcher_options: tuple[str, ...] = setting("what that launcher alone is told, as name=value; see the README", ())
     worker_command: tuple[str, ...] = setting("program and arguments of a worker; none = this Python's", ())
     worker_threads: int = setting("threads that a worker computes with", 1)
     worker_start_seconds: float = setting("longest silence of a worker after its start", 120.0)
     worker_silence_seconds: float = setting("longest silence of a worker later on", 30.0)
+    worker_abandoned_seconds: float = setting(
+        "seconds that workers go on after this service has died, until another one looks after them", 120.0
+    )
     worker_grace_seconds: float = setting("seconds between asking a worker to end and killing it", 5.0)
     log_lines: int = setting("lines of workers that are kept of a job", 200_000)
     log_bytes: int = setting("bytes of lines that are kept of a job", 64 << 20)
@@ -47,7 +51,7 @@ class TrainingConfig(ServerConfig):
         for field in ("max_running", "max_jobs", "worker_threads", "log_lines", "log_bytes"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
-        for field in ("worker_start_seconds", "worker_silence_seconds"):
+        for field in ("worker_start_seconds", "worker_silence_seconds", "worker_abandoned_seconds"):
             if not getattr(self, field) > 0:
                 raise invalid(field, "must be above 0 seconds")
         if not self.shard_wait_seconds >= 0:

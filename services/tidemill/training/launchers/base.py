@@ -32,6 +32,8 @@ class Settings:
     """Seconds that a worker may go on while no process of this service looks after it."""
     output_bytes: int = 64 << 20
     """Bytes of one worker's output that are kept until they are handed on; of more, only the end."""
+    options: tuple[str, ...] = ()
+    """What this launcher alone is told, as `name=value`."""
 
 
 class Process(ABC):
@@ -120,3 +122,6 @@ class Launcher(ABC):
     @abstractmethod
     async def sweep(self, jobs: Collection[str]) -> None:
         """End the workers and delete the files of every job of this service but these (uids): it is over or deleted."""
+
+    async def close(self) -> None:  # noqa: B027
+        """Let go of what this process holds, when it ends; the workers go on."""

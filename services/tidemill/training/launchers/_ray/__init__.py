@@ -1,0 +1,1 @@
+"""The launcher `ray` beyond its own file: a bridge process that talks to Ray, and agents on the cluster's nodes."""
