@@ -46,6 +46,11 @@ def set_default(name: str, value: str) -> None:
     os.environ.setdefault(name, value)
 
 
+def set_variable(name: str, value: str) -> None:
+    """Give code that reads the environment a value that this process alone knows."""
+    os.environ[name] = value
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -204,6 +209,25 @@ def _checked(hint: Any, value: Any, limits: Mapping[str, Any], path: str) -> Any
     if (low is not None and value < low) or (high is not None and value > high):
         raise invalid(path, f"must be in [{low}, {high}], not {value}")
     return hint(value)
+
+
+def from_texts(cls: type[T], texts: Sequence[str], field: str = "options") -> T:
+    """The dataclass `cls` from texts `name=value`, each checked for type and range as `from_mapping` does.
+
+    Raises:
+        Invalid: as `from_mapping`, or when a text has another form.
+    """
+    hints = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise invalid(field, f"{text[:64]!r} is not of the form name=value")
+        try:
+            values[name] = convert(hints[name], value) if name in hints else value
+        except ValueError as problem:
+            raise invalid(f"{field}.{name[:64]}", str(problem)) from problem
+    return from_mapping(cls, values, field)
 
 
 def describe(cls: type[Any]) -> list[tuple[str, str, Any, str]]:

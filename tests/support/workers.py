@@ -15,14 +15,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from tidemill.errors import FailedPrecondition, NotFound, OutOfRange, Stale, Unavailable
 from tidemill.training import epochs as rules
 from tidemill.training.epochs import Epoch, Result
+from tidemill.training.meeting import Meeting
 from tidemill.training.samples import Array
 from tidemill.training.spec import Component, Dataset, JobSpec, Split
-from tidemill.training.strategies.base import Flat
+from tidemill.training.strategies.base import Flat, Peers, Snapshot
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.network import Network, Plan
+from tidemill.training.worker.peers import Seat, TorchPeers
 from tidemill.training.worker.session import Exporter
 from tidemill.training.worker.stop import Stop
-from tidemill.training.worker.task import Decision, Task
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.worker.work import Surroundings, Work
 
 
@@ -53,10 +55,12 @@ class ThreadedNetwork(Network):
         with self._random:
             super().__init__(plan, seed)
 
-    def gradient(self, x: Array, y: Array, seed: int) -> tuple[Flat, float]:
+    def gradient(
+        self, x: Array, y: Array, seed: int, ready: Callable[[int, int], None] | None = None
+    ) -> tuple[Flat, float]:
         """As a worker alone would make it."""
         with self._random:
-            return super().gradient(x, y, seed)
+            return super().gradient(x, y, seed, ready)
 
 
 class MemoryGroup:
@@ -218,6 +222,9 @@ class MemoryJob:
     """(rank, error, final, step)."""
     phases: list[tuple[int, str]] = field(default_factory=list)
     stopped: bool = False
+    meeting: Meeting = field(default_factory=Meeting)
+    checkpoints: list[tuple[int, str]] = field(default_factory=list)
+    """(step, digest)."""
 
     @property
     def over(self) -> bool:
@@ -245,13 +252,29 @@ class MemoryCoordinator:
 
     job: MemoryJob
     rank: int
+    attempt: int = 0
     reachable: bool = True
 
-    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
+    def beat(
+        self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int, generation: int
+    ) -> Answer:
         if not self.reachable:
             raise Unavailable("gone for a moment")
         self.job.phases.append((self.rank, phase))
-        return self.job.stopped or (self.rank > 0 and self.job.over)
+        if generation:
+            self.job.meeting.seen(self.rank, self.attempt, generation)
+        stop = self.job.stopped or (self.rank > 0 and self.job.over)
+        return Answer(stop=stop, generation=self.job.meeting.generation)
+
+    def meet(self, *, lost: int, address: str) -> Place:
+        number, place = self.job.meeting.arrive(self.rank, self.attempt, lost=lost, address=address)
+        return Place(
+            generation=number, address=place, checkpoint=self.job.checkpoints[-1][1] if self.job.checkpoints else ""
+        )
+
+    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+        assert self.rank == 0
+        self.job.checkpoints.append((step, checkpoint))
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         assert self.rank == 0
@@ -295,12 +318,13 @@ class Worker:
         self.well: bool | None = None
         self.died: BaseException | None = None
         self._task = job.task(rank, attempt)
-        coordinator = MemoryCoordinator(job, rank)
+        coordinator = MemoryCoordinator(job, rank, attempt)
         self._heart = Heart(coordinator, self.progress, self.stop, 0.02)
         surroundings = Surroundings(
             coordinator=coordinator,
             artifacts=lambda task: artifacts,
             server=lambda task: MemoryServer(group, task, hook),
+            peers=self._peers(coordinator),
             signature=lambda dtype, shape, labels: f'{{"labels": {len(labels)}}}',
             export=export,
             tracer=(provider or TracerProvider()).get_tracer("test"),
@@ -312,6 +336,13 @@ class Worker:
         self._group = group
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def _peers(self, coordinator: MemoryCoordinator) -> Callable[[Task, Callable[[str], Snapshot], Progress], Peers]:
+        def found(task: Task, read: Callable[[str], Snapshot], progress: Progress) -> Peers:
+            seat = Seat(rank=task.rank, workers=task.spec.workers, host="127.0.0.1", patience=60.0)
+            return TorchPeers(seat, coordinator, read, progress, self.stop)
+
+        return found
 
     def _run(self) -> None:
         self._heart.start()

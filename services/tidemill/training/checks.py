@@ -8,10 +8,11 @@ from typing import Any
 
 from tidemill import config, names, plugins
 from tidemill.errors import Invalid
-from tidemill.training import datasets, models, strategies
+from tidemill.training import datasets, models, optimizers, strategies
 from tidemill.training.datasets import builtin
 from tidemill.training.models.base import Model
 from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
+from tidemill.training.strategies.base import Strategy
 
 MAX_RESTARTS = 3
 """Workers replaced when the spec does not say how many."""
@@ -19,20 +20,22 @@ FORMATS = tuple(name for name in plugins.names(datasets) if name != "builtin")
 
 
 def complete(spec: JobSpec) -> JobSpec:
-    """`spec` with every default filled in, but for the optimizer's hyperparameters: parameter servers know those.
+    """`spec` with every default filled in, but for hyperparameters of optimizers that parameter servers run and know.
 
     Raises:
         Invalid: something is wrong; the violations name every field that is.
     """
     check = _Problems()
+    strategy = check.plugin("spec.strategy", spec.strategy or "parameter_server", strategies)
+    sharded = not strategy or plugins.load(strategies, strategy, Strategy).needs_shards
     done = JobSpec(
         model=_model(check, spec.model),
         dataset=_dataset(check, spec.dataset),
         split=_split(check, spec.split),
-        optimizer=Component(name=spec.optimizer.name or "adam", parameters=dict(spec.optimizer.parameters)),
-        strategy=check.plugin("spec.strategy", spec.strategy or "parameter_server", strategies),
+        optimizer=_optimizer(check, spec.optimizer, sharded),
+        strategy=strategy,
         workers=check.number("spec.workers", spec.workers or 1, 1, 64),
-        shards=check.number("spec.shards", spec.shards or 1, 1, 64),
+        shards=check.number("spec.shards", spec.shards or 1, 1, 64) if sharded else 0,
         epochs=check.number("spec.epochs", spec.epochs or 10, 1, 10_000),
         batch_size=check.number("spec.batch_size", spec.batch_size or 64, 1, 1 << 20),
         seed=spec.seed,
@@ -46,7 +49,10 @@ def complete(spec: JobSpec) -> JobSpec:
             "spec.max_restarts", MAX_RESTARTS if spec.max_restarts is None else spec.max_restarts, 0, 100
         ),
         code_revision=check.text("spec.code_revision", spec.code_revision),
+        checkpoint_steps=check.number("spec.checkpoint_steps", spec.checkpoint_steps, 0, 10**9),
     )
+    if sharded and done.checkpoint_steps:
+        check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
     check.name("spec.optimizer.name", done.optimizer.name)
     if done.alias and not done.register_as:
         check.add("spec.alias", "needs register_as: an alias points at a registered version")
@@ -64,6 +70,15 @@ def _model(check: "_Problems", model: Component) -> Component:
     return Component(
         name=model.name, parameters=check.parameters("spec.model.parameters", kind.Config, model.parameters)
     )
+
+
+def _optimizer(check: "_Problems", optimizer: Component, sharded: bool) -> Component:
+    """With all its hyperparameters, unless it is for parameter servers to fill them in."""
+    name = optimizer.name or "adam"
+    if sharded or not check.one_of("spec.optimizer.name", name, tuple(optimizers.KINDS)):
+        return Component(name=name, parameters=dict(optimizer.parameters))
+    config = optimizers.KINDS[name].config
+    return Component(name=name, parameters=check.parameters("spec.optimizer.parameters", config, optimizer.parameters))
 
 
 def _dataset(check: "_Problems", dataset: Dataset) -> Dataset:

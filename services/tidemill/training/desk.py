@@ -231,6 +231,8 @@ class Desk:
     async def _checked(self, spec: JobSpec) -> JobSpec:
         if spec.dataset.artifact:
             await self._check_dataset(spec.dataset.artifact)
+        if not spec.shards:  # its optimizer is not a parameter server's
+            return spec
         return replace(spec, optimizer=await self._check_optimizer(spec.optimizer))
 
     async def _check_dataset(self, digest: str) -> None:

@@ -100,6 +100,10 @@ class Job:
     """The orchestrator that acts on it; what another one still does on it is void."""
     shards: tuple[str, ...] = ()
     """Addresses of the parameter shards that hold its group."""
+    checkpoint: str = ""
+    """Digest of the artifact from which workers go on that hold the state of the training themselves."""
+    checkpoint_step: int = 0
+    """Steps that are done in it."""
     committed: bool = False
     """Its version is being registered: from here on it cannot be cancelled."""
     nonce: str = ""

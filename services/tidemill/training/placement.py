@@ -47,6 +47,9 @@ class Placement:
             JobFailed: there were not enough shards in time, or they do not know the optimizer.
             Fenced, CancelAsked: from the ledger.
         """
+        if not ledger.job.spec.shards:
+            tell("parameters are held by the workers themselves")
+            return
         if ledger.job.shards:  # chosen before a restart: its group may be there already
             return
         deadline = self._clock.monotonic() + self._patience

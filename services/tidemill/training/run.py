@@ -81,7 +81,7 @@ class JobRun:
                 await self._protect_dataset()
                 await self._shop.placement.place(self._ledger, self._tell)
             elif job.result is None:
-                await self._check_group()
+                await self._check_state()
         if job.result is None:
             assert self._log is not None
             self._team = Team(self._ledger, self._shop, self._log)
@@ -100,9 +100,12 @@ class JobRun:
                 self._tell,
             )
 
-    async def _check_group(self) -> None:
+    async def _check_state(self) -> None:
         """Whether workers can go on where those of an orchestrator before have ended."""
         job = self._ledger.job
+        if not job.spec.shards:
+            self._tell(f"the training service was restarted: workers go on from step {job.checkpoint_step}")
+            return
         self._tell("the training service was restarted: workers go on where the parameters are")
         try:
             async with asyncio.timeout(self._shop.group_patience):
@@ -149,6 +152,7 @@ class JobRun:
         job = self._ledger.job
         best = epochs.best(job.epochs)
         old = tuple(e.checkpoint for e in job.epochs if e.checkpoint and e is not best)
+        old += (job.checkpoint,) if job.checkpoint else ()
         duties = [
             Duty(uid=job.uid, kind="group", job=job.name, group=job.group, shards=job.shards, created=now),
             Duty(uid=job.uid, kind="checkpoints", job=job.name, artifacts=old, created=now),

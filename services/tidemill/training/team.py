@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import NoReturn
 
-from tidemill.errors import FailedPrecondition, Stale, invalid
+from tidemill.errors import FailedPrecondition, OutOfRange, Stale, invalid
 from tidemill.training import epochs
 from tidemill.training.crew import STARTING, Crew
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.jobs import Job, State, Worker, move, shortened
 from tidemill.training.ledger import CancelAsked, Fenced, Ledger
 from tidemill.training.logs import SERVICE, JobLog
+from tidemill.training.meeting import Meeting
 from tidemill.training.meter import Beat, Meter
 from tidemill.training.placement import JobFailed
-from tidemill.training.worker.task import Decision, Task
+from tidemill.training.store import Duty
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.workshop import Seat, Workshop
 
 _TRAINING = (State.STARTING, State.RUNNING)
@@ -36,6 +38,7 @@ class Team:
         self._shop = shop
         self._log = log
         self._meter = Meter(job.spec.epochs, job.progress)
+        self._meeting = Meeting()
         self._tokens: list[str] = []
         self._refusal = ""
         self._refused = asyncio.Event()
@@ -130,17 +133,56 @@ class Team:
             epochs=job.epochs,
         )
 
-    async def beat(self, rank: int, attempt: int, beat: Beat) -> bool:
-        """Take a sign of life; whether the worker is to end."""
+    async def beat(self, rank: int, attempt: int, beat: Beat) -> Answer:
+        """Take a sign of life."""
         try:
             self._crew.beat(rank, attempt, beat)
             self._meter.beat(rank, attempt, beat, self._shop.clock.monotonic())
+            self._meeting.seen(rank, attempt, beat.generation)
             self._shop.changes.stir(self._ledger.job.id)
             if beat.phase != STARTING and self._ledger.job.state is State.STARTING:
                 await self._ledger.change(self._running)
         except (Stale, Fenced, CancelAsked):
-            return True
-        return rank != 0 and self._ledger.job.state not in _TRAINING
+            return Answer(stop=True)
+        job = self._ledger.job
+        generation = 0 if job.spec.shards else self._meeting.generation
+        return Answer(stop=rank != 0 and job.state not in _TRAINING, generation=generation)
+
+    async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
+        """Where a worker meets the others."""
+        self._crew.member(rank, attempt)
+        job = self._ledger.job
+        if rank != 0 and job.state not in _TRAINING:
+            _stopped()
+        generation, place = self._meeting.arrive(rank, attempt, lost=lost, address=address)
+        # One of them may be due to each death, seen by the others, and one to the arrival of its replacement.
+        needless = generation - 1 - 2 * job.restarts
+        if needless > 1 + (job.spec.max_restarts or 0):
+            self._refuse(f"workers have lost each other {needless} times although none of them had died")
+        return Place(generation=generation, address=place, checkpoint=job.checkpoint)
+
+    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
+        """Take note of from where to go on, once; what was noted before is deleted."""
+        self._check_reporter(rank, attempt)
+        before = self._ledger.job
+        if checkpoint == before.checkpoint:
+            return
+        if step <= before.checkpoint_step:
+            raise OutOfRange(f"there is a checkpoint of step {before.checkpoint_step}", reason="CHECKPOINT_SUPERSEDED")
+        superseded = Duty(
+            uid=before.uid,
+            kind=f"checkpoint-{before.checkpoint_step}",
+            job=before.name,
+            artifacts=(before.checkpoint,),
+            created=self._shop.clock.now(),
+        )
+        try:
+            await self._ledger.change(
+                lambda job: replace(self.live(job), checkpoint=checkpoint, checkpoint_step=step),
+                duties=[superseded] if before.checkpoint else [],
+            )
+        except (Fenced, CancelAsked):
+            _stopped()
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         """Take the metrics of an epoch, once; whether to train on."""
@@ -190,14 +232,17 @@ class Team:
         member = self._crew.member(rank, attempt)
         member.failure = shortened(f"at step {step}: {error}")
         self._log.append(SERVICE, f"worker {rank} reports a failure {member.failure}")
-        if final and not self._refusal:
-            self._refusal = f"worker {rank} {member.failure}"
-            self._refused.set()
+        if final:
+            self._refuse(f"worker {rank} {member.failure}")
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = self._refusal or reason
+        self._refused.set()
 
     def _check_reporter(self, rank: int, attempt: int) -> None:
         self._crew.member(rank, attempt)
         if rank != 0:
-            raise FailedPrecondition("only rank 0 reports epochs and results", reason="NOT_RANK_0")
+            raise FailedPrecondition("only rank 0 reports epochs, checkpoints and results", reason="NOT_RANK_0")
 
     def _running(self, job: Job) -> Job:
         job = self.live(job)

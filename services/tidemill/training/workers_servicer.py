@@ -13,6 +13,9 @@ from tidemill.training.jobs import MAX_ERROR
 from tidemill.training.tokens import Tokens
 from tidemill.training.workshop import Seat
 
+MAX_ADDRESS = 300
+"""Longest address where workers meet, in characters."""
+
 
 class WorkerServicer(rpc.WorkerServiceServicer):
     """What worker processes call."""
@@ -26,8 +29,25 @@ class WorkerServicer(rpc.WorkerServiceServicer):
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         seat = self._tokens.find(request.token)
-        stop = await seat.employer.beat(seat.rank, seat.attempt, convert.from_beat(request))
-        return pb.HeartbeatResponse(stop=stop)
+        answer = await seat.employer.beat(seat.rank, seat.attempt, convert.from_beat(request))
+        return pb.HeartbeatResponse(stop=answer.stop, generation=answer.generation)
+
+    async def Meet(self, request: pb.MeetRequest, context: Any) -> pb.MeetResponse:
+        seat = self._tokens.find(request.token)
+        if request.lost < 0:
+            raise invalid("lost", "must not be negative")
+        if len(request.address) > MAX_ADDRESS or not request.address.isprintable():
+            raise invalid("address", f"must be at most {MAX_ADDRESS} printable characters")
+        place = await seat.employer.meet(seat.rank, seat.attempt, lost=request.lost, address=request.address)
+        return pb.MeetResponse(generation=place.generation, address=place.address, checkpoint=place.checkpoint)
+
+    async def ReportCheckpoint(self, request: pb.ReportCheckpointRequest, context: Any) -> Empty:
+        seat = self._tokens.find(request.token)
+        names.check_digest(request.checkpoint, "checkpoint")
+        if request.step < 1:
+            raise invalid("step", "must be at least 1")
+        await seat.employer.report_checkpoint(seat.rank, seat.attempt, request.checkpoint, request.step)
+        return Empty()
 
     async def ReportEpoch(self, request: pb.ReportEpochRequest, context: Any) -> pb.ReportEpochResponse:
         seat = self._tokens.find(request.token)

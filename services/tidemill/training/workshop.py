@@ -19,7 +19,7 @@ from tidemill.training.placement import Placement
 from tidemill.training.registration import Registration
 from tidemill.training.store import JobStore
 from tidemill.training.tokens import Tokens
-from tidemill.training.worker.task import Decision, Task
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 
 
 class Employer(Protocol):
@@ -28,8 +28,14 @@ class Employer(Protocol):
     def task(self, rank: int, attempt: int) -> Task:
         """The worker's orders."""
 
-    async def beat(self, rank: int, attempt: int, beat: Beat) -> bool:
-        """Take a sign of life; whether the worker is to end."""
+    async def beat(self, rank: int, attempt: int, beat: Beat) -> Answer:
+        """Take a sign of life."""
+
+    async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
+        """Where the worker meets the others."""
+
+    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
+        """Take note of from where to go on, once."""
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         """Take the metrics of an epoch, once; whether to train on."""

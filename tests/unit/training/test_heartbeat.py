@@ -11,7 +11,7 @@ from tidemill.training.epochs import Epoch, Result
 from tidemill.training.worker.failure import MAX_TEXT, describe, is_final
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.stop import Stop, Stopped
-from tidemill.training.worker.task import Decision
+from tidemill.training.worker.task import Answer, Decision, Place
 
 
 @dataclass
@@ -21,11 +21,19 @@ class Service:
     answer: bool | errors.TidemillError = False
     beats: list[tuple[str, int]] = field(default_factory=list)
 
-    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
+    def beat(
+        self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int, generation: int
+    ) -> Answer:
         self.beats.append((phase, step))
         if isinstance(self.answer, errors.TidemillError):
             raise self.answer
-        return self.answer
+        return Answer(stop=self.answer, generation=3)
+
+    def meet(self, *, lost: int, address: str) -> Place:
+        raise NotImplementedError
+
+    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+        raise NotImplementedError
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -35,6 +35,50 @@ class ParameterServer(Protocol):
         """The version of each shard; NotFound while the group is not on all of them."""
 
 
+class Lost(Exception):
+    """The workers of a job have lost each other: they meet again, and go on from their last checkpoint."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Snapshot:
+    """The state of a training that its workers hold themselves."""
+
+    step: int
+    """Steps that are done, over all epochs."""
+    flat: Flat
+    state: Mapping[str, Flat]
+    """The optimizer's, by name."""
+
+
+class Sum(Protocol):
+    """A sum over all workers that is being made."""
+
+    def wait(self) -> None:
+        """Return when it is there. Raises Lost."""
+
+
+class Peers(Protocol):
+    """What a strategy needs of the other workers of the job. All of them make the same calls in the same order.
+
+    Every method but `last` raises Lost when a worker has died or another meeting has begun; all must `meet` then.
+    """
+
+    def meet(self) -> None:
+        """Connect with all others, once they are there; leaves the meeting before."""
+
+    def last(self) -> Snapshot | None:
+        """The last checkpoint of the job, None before the first; for rank 0, which has met the others."""
+
+    def broadcast(self, values: np.ndarray[Any, Any]) -> None:
+        """Overwrite `values` of every worker by those of rank 0."""
+
+    def add(self, values: Flat) -> Sum:
+        """Begin to overwrite `values` of every worker by their sum over all, the same to the bit everywhere.
+
+        `values` must be left alone until the sum is there.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
     """What a strategy knows of its job: who this worker is, what is trained, and whom to ask."""
@@ -45,7 +89,12 @@ class Team:
     """Name and shape of each tensor, in the order of the flat vector."""
     optimizer: str
     optimizer_options: Mapping[str, Any]
-    server: ParameterServer
+    samples: Callable[[int], Sequence[int]]
+    """Samples of each rank in a step."""
+    server: Callable[[], ParameterServer]
+    """Connects to the shards of a strategy that needs them."""
+    peers: Callable[[], Peers]
+    """Begins to look for the other workers."""
     pause: Callable[[float], None]
     """Waits so many seconds; raises when the worker is to stop."""
 
@@ -58,12 +107,15 @@ class Strategy(ABC):
     connections of the team are closed.
     """
 
+    needs_shards: ClassVar[bool] = True
+    """Whether the parameters are held by parameter shards, which run the optimizer; if not, every worker has all."""
+
     def __init__(self, team: Team) -> None:
         self.team = team
 
     @abstractmethod
     def join(self, first: Callable[[], Flat]) -> tuple[int, Flat]:
-        """Begin, or go on where a dead worker stopped.
+        """Begin, or go on where a dead worker stopped, or after workers have lost each other.
 
         Args:
             first: makes the first values, the same ones whenever and wherever it is called.
@@ -79,3 +131,16 @@ class Strategy(ABC):
         A worker without samples takes part all the same, with a gradient of zeros. Returns when all workers have given
         theirs; a worker may therefore wait in a step that is never finished, and is stopped then.
         """
+
+    def begin(self, step: int, gradient: Flat, samples: int) -> Callable[[int, int], None] | None:
+        """A step begins, whose gradient will be in `gradient`, as for `exchange`, which follows.
+
+        Returns:
+            What is to be told, in order of readiness, that the elements from one position to another are there, while
+            the others are still being computed; None when the strategy has no use for parts.
+        """
+        return None
+
+    def snapshot(self) -> Snapshot | None:
+        """What must be kept to go on from here; None when it is not kept by the workers."""
+        return None

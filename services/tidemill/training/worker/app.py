@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tidemill.config import set_default
 from tidemill.rpc.loop import LoopThread
 from tidemill.telemetry.setup import setup
 from tidemill.training.samples import Array
+from tidemill.training.strategies.base import Peers, Snapshot
 from tidemill.training.worker.config import WorkerConfig
 from tidemill.training.worker.convert import to_signature
 from tidemill.training.worker.heartbeat import Heart, Progress
@@ -84,6 +86,7 @@ class WorkerApp:
             coordinator=self._coordinator,
             artifacts=self._artifacts,
             server=self._group,
+            peers=self._peers,
             signature=to_signature,
             export=_export,
             tracer=self._telemetry.tracer,
@@ -102,6 +105,17 @@ class WorkerApp:
         client = ParametersClient(task.shards, task.group, tracer=tracer, patience=self._config.patience_seconds)
         self._groups.append(client)
         return RemoteGroup(task, admin, client, self._loop)
+
+    def _peers(self, task: Task, read: Callable[[str], Snapshot], progress: Progress) -> Peers:
+        from tidemill.training.worker.peers import Seat, TorchPeers  # heavy, and not every strategy needs it
+
+        seat = Seat(
+            rank=task.rank,
+            workers=task.spec.workers,
+            host=self._config.host,
+            patience=self._config.collective_seconds,
+        )
+        return TorchPeers(seat, self._coordinator, read, progress, self._stop)
 
     def _made(self, kind: Any, *arguments: Any, **options: Any) -> Any:
         """An asynchronous client, made in the loop that it lives in."""

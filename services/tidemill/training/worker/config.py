@@ -18,6 +18,8 @@ class WorkerConfig:
     threads: int = setting("threads that compute; the same for all workers of a job", 1)
     heartbeat_seconds: float = setting("seconds between signs of life", 1.0)
     patience_seconds: float = setting("longest time that a service may be out of reach", 60.0)
+    host: str = setting("address of this machine at which other workers of the job reach this one", "127.0.0.1")
+    collective_seconds: float = setting("longest time that workers wait for each other in one exchange", 1800.0)
     max_dataset_bytes: int = setting("most bytes that a data set may have, unpacked", 2 << 30)
     traces: str = setting("where spans go: none, file:<directory> or otlp:<host:port>", "none", env="TIDEMILL_TRACES")
     log_level: str = setting("lowest level logged", "INFO", env="TIDEMILL_LOG_LEVEL")
@@ -29,6 +31,10 @@ class WorkerConfig:
             raise invalid("heartbeat_seconds", "must be in (0, 60]")
         if not 0 <= self.patience_seconds <= 86400:
             raise invalid("patience_seconds", "must be in [0, 86400]")
+        if not self.host or len(self.host) > 255 or not self.host.isprintable():
+            raise invalid("host", "must be an address or a name of this machine")
+        if not 1 <= self.collective_seconds <= 86400:
+            raise invalid("collective_seconds", "must be in [1, 86400]")
         if self.max_dataset_bytes < 1:
             raise invalid("max_dataset_bytes", "must be at least 1")
         if self.log_level not in ("DEBUG", "INFO", "WARNING", "ERROR"):

@@ -18,7 +18,7 @@ EXPORTING = "exporting"
 
 @dataclass(slots=True)
 class Progress:
-    """How far the worker is: written by the thread that trains, read by the one that sends it.
+    """How far the worker is: written by the thread that trains, read by the one that sends it (`latest`: the reverse).
 
     Each field is replaced whole; that a sign of life may hold a step and the loss of the one before does no harm.
     """
@@ -28,6 +28,10 @@ class Progress:
     steps_per_epoch: int = 0
     loss: float = 0.0
     samples: int = 0
+    generation: int = 0
+    """Meeting of the job's workers that this one is in; 0 = none."""
+    latest: int = 0
+    """The latest meeting, as far as is known."""
 
 
 class Heart:
@@ -56,12 +60,13 @@ class Heart:
         """Give one sign of life."""
         progress = self._progress
         try:
-            stop = self._coordinator.beat(
+            answer = self._coordinator.beat(
                 progress.phase,
                 step=progress.step,
                 steps_per_epoch=progress.steps_per_epoch,
                 loss=progress.loss,
                 samples=progress.samples,
+                generation=progress.generation,
             )
         except (errors.Stale, errors.Unauthenticated) as error:
             self._stop.set(error.message)
@@ -72,7 +77,8 @@ class Heart:
             self._reached = False
             return
         self._reached = True
-        if stop:
+        progress.latest = max(progress.latest, answer.generation)
+        if answer.stop:
             self._stop.set("the training service asks to stop")
 
     def _run(self) -> None:

@@ -1,6 +1,6 @@
 """A model's network in torch, with all its parameters in one flat vector."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,9 @@ class Network:
 
     def __init__(self, plan: Plan, seed: int) -> None:
         self.plan = plan
+        self._seed = seed
+        self._pristine = True
+        self._ready: Callable[[int, int], None] | None = None
         with torch.device("meta"):
             size = sum(p.numel() for p in plan.model.build(plan.config, plan.sample_shape, plan.classes).parameters())
         if size > MAX_PARAMETERS:
@@ -105,6 +108,7 @@ class Network:
             self._flat[position:end] = parameter.data.reshape(-1)
             parameter.data = self._flat[position:end].view(parameter.shape)
             parameter.grad = self._gradient[position:end].view(parameter.shape)
+            parameter.register_post_accumulate_grad_hook(self._told(position, end))  # type: ignore[no-untyped-call]
             self.tensors.append((name, tuple(parameter.shape)))
             position = end
 
@@ -114,17 +118,31 @@ class Network:
         copied: Flat = self._flat.numpy().copy()
         return copied
 
+    def first(self) -> Flat:
+        """The first values, also when others were loaded since."""
+        return self.flat if self._pristine else type(self)(self.plan, self._seed).flat
+
+    @property
+    def slope(self) -> Flat:
+        """Where `gradient` puts what it returns."""
+        found: Flat = self._gradient.numpy()
+        return found
+
     def load(self, flat: Flat) -> None:
         """Take these parameters."""
+        self._pristine = False
         self._flat.numpy()[:] = flat
 
-    def gradient(self, x: Array, y: Array, seed: int) -> tuple[Flat, float]:
+    def gradient(
+        self, x: Array, y: Array, seed: int, ready: Callable[[int, int], None] | None = None
+    ) -> tuple[Flat, float]:
         """The gradient of the mean cross-entropy of samples `x` [N, ...] of the classes `y` [N], and that mean.
 
         Args:
             x: samples of any real number type; none give zeros.
             y: their classes, int64.
             seed: makes what is random in training, such as dropout.
+            ready: is told that the elements from one position to another are there, while others are being computed.
         """
         self._gradient.zero_()
         if not len(x):
@@ -132,8 +150,19 @@ class Network:
         torch.manual_seed(seed)
         self._classifier.train()
         loss = nn.functional.cross_entropy(self._classifier(self.tensor(x)), torch.from_numpy(y))
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._ready = ready
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._ready = None
         return self._gradient.numpy(), float(loss.detach())
+
+    def _told(self, start: int, stop: int) -> Callable[[torch.Tensor], None]:
+        def told(_: torch.Tensor) -> None:
+            if self._ready is not None:
+                self._ready(start, stop)
+
+        return told
 
     def logits(self, x: Array) -> Array:
         """Logits of samples [N, ...] without dropout; float32 [N, classes]."""

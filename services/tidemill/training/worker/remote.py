@@ -11,7 +11,7 @@ from tidemill.rpc.loop import LoopThread
 from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.strategies.base import Flat
-from tidemill.training.worker.task import Decision, Task
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 
 
 class RemoteCoordinator:
@@ -25,10 +25,24 @@ class RemoteCoordinator:
         """The worker's orders."""
         return convert.from_task(self._loop.run(self._client.get_task()))
 
-    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
-        """Give a sign of life; whether to end at once."""
-        call = self._client.heartbeat(phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples)
-        return bool(self._loop.run(call).stop)
+    def beat(
+        self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int, generation: int
+    ) -> Answer:
+        """Give a sign of life."""
+        call = self._client.heartbeat(
+            phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples, generation=generation
+        )
+        response = self._loop.run(call)
+        return Answer(stop=response.stop, generation=response.generation)
+
+    def meet(self, *, lost: int, address: str) -> Place:
+        """Ask where to meet the others."""
+        response = self._loop.run(self._client.meet(lost=lost, address=address))
+        return Place(generation=response.generation, address=response.address, checkpoint=response.checkpoint)
+
+    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+        """Hand in from where workers go on after a restart."""
+        self._loop.run(self._client.report_checkpoint(checkpoint, step))
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         """Hand in a finished epoch."""

@@ -98,6 +98,12 @@ class Schedule:
         """All samples in the order in which an epoch uses them."""
         return shuffled(self.samples, self.seed, "order", epoch)
 
+    def counts(self, step: int) -> list[int]:
+        """Samples of each rank in `step`."""
+        begin = step % self.steps_per_epoch * self.batch_size
+        size = min(self.batch_size, self.samples - begin)
+        return [(rank + 1) * size // self.workers - rank * size // self.workers for rank in range(self.workers)]
+
     def part(self, order: Array, step: int, rank: int) -> Array:
         """The samples of `rank` in `step`, of its epoch's `order`."""
         start = step % self.steps_per_epoch * self.batch_size

@@ -37,11 +37,46 @@ class Decision:
     best_epoch: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the training service says to a sign of life."""
+
+    stop: bool
+    """Whether to end at once."""
+    generation: int = 0
+    """The latest meeting of the job's workers; 0 = none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the workers of a job meet."""
+
+    generation: int
+    """Number of the meeting, from 1."""
+    address: str
+    """Where rank 0 awaits the others, `host:port`; "" = not known yet."""
+    checkpoint: str
+    """Digest of the last checkpoint; "" = there is none."""
+
+
 class Coordinator(Protocol):
     """The training service, as a worker sees it. Errors are those of `tidemill.errors`."""
 
-    def beat(self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int) -> bool:
-        """Give a sign of life; whether to end at once."""
+    def beat(
+        self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int, generation: int
+    ) -> Answer:
+        """Give a sign of life."""
+
+    def meet(self, *, lost: int, address: str) -> Place:
+        """Ask where to meet the others.
+
+        Args:
+            lost: meeting that this worker has left; 0 = none.
+            address: where rank 0 awaits the others; "" from all others.
+        """
+
+    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+        """Hand in from where workers go on after a restart; the same again changes nothing."""
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         """Hand in a finished epoch; the same again changes nothing."""

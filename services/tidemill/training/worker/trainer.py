@@ -8,10 +8,11 @@ from typing import Protocol
 from tidemill.errors import FailedPrecondition
 from tidemill.telemetry import attributes
 from tidemill.training.samples import Array
-from tidemill.training.strategies.base import Flat, Strategy
+from tidemill.training.strategies.base import Flat, Lost, Strategy
 from tidemill.training.worker.heartbeat import TRAINING
 from tidemill.training.worker.session import Session
 from tidemill.training.worker.sharding import derive
+from tidemill.training.worker.snapshots import Seen, Snapshots
 from tidemill.training.worker.spans import muted, span
 
 LOG = logging.getLogger(__name__)
@@ -35,11 +36,17 @@ class Trainer:
 
     Only rank 0 knows when that is: it alone has a judge. The others go on into the next epoch, whose first step is
     never finished when there is none, or wait after the last; they end when they are told to.
+
+    Args:
+        session: what there is to train, and with what.
+        strategy: this worker's.
+        judge: rank 0's.
+        snapshots: keeps the state of the training, if its workers hold it themselves.
     """
 
-    def __init__(self, session: Session, strategy: Strategy, judge: Judge | None) -> None:
+    def __init__(self, session: Session, strategy: Strategy, judge: Judge | None, snapshots: Snapshots) -> None:
         self._task = session.task
-        self._train = session.prepared.train
+        self._samples = session.prepared.train
         self._network = session.network
         self._progress = session.progress
         self._stop = session.stop
@@ -47,6 +54,7 @@ class Trainer:
         self._schedule = session.schedule
         self._strategy = strategy
         self._judge = judge
+        self._snapshots = snapshots
         self._loss = 0.0
         self._seen = 0
         self._begun = time.monotonic()
@@ -58,15 +66,37 @@ class Trainer:
             Stopped: the worker is to end.
             FailedPrecondition: the loss is not finite.
         """
+        self._progress.steps_per_epoch = self._schedule.steps_per_epoch
+        if self._was_over():
+            return
+        while True:
+            try:
+                return self._train()
+            except Lost as lost:
+                LOG.warning("rank %d has lost the others and meets them again: %s", self._task.rank, lost)
+
+    def _was_over(self) -> bool:
+        """Whether workers before have trained to the end, so that the others may be gone already."""
+        done = len(self._task.epochs)
+        if self._judge is None or not done or not self._judge.finish(done, loss=None, seconds=0.0):
+            return False
+        self._progress.step = done * self._schedule.steps_per_epoch
+        return True
+
+    def _train(self) -> None:
+        """Train from where the strategy joins; raises Lost as well."""
         steps = self._schedule.steps_per_epoch
-        self._progress.steps_per_epoch = steps
-        step, flat = self._strategy.join(lambda: self._network.flat)
+        step, flat = self._strategy.join(self._network.first)
         LOG.info("rank %d begins at step %d of %d", self._task.rank, step, steps * self._task.spec.epochs)
         self._network.load(flat)
+        self._loss, self._seen = self._snapshots.seen.loss, self._snapshots.seen.samples
         while True:
             self._progress.step = step
-            if step and step % steps == 0 and self._is_over(step // steps):
-                return
+            if step and step % steps == 0:
+                if self._is_over(step // steps):
+                    return
+                self._loss, self._seen = 0.0, 0
+                self._keep()
             step = self._epoch(step)
 
     def _is_over(self, epoch: int) -> bool:
@@ -81,7 +111,7 @@ class Trainer:
         """Take part in the steps from `step` to the end of its epoch; the first step of the next."""
         epoch = self._schedule.epoch(step)
         order = self._schedule.order(epoch)
-        self._loss, self._seen, self._begun = 0.0, 0, time.monotonic()
+        self._begun = time.monotonic()
         self._progress.phase = TRAINING
         given = {attributes.EPOCH: epoch, attributes.RANK: self._task.rank}
         with span(self._tracer, attributes.SPAN_EPOCH, dict(given)):
@@ -96,7 +126,8 @@ class Trainer:
         self._stop.check()
         part = self._schedule.part(order, step, self._task.rank)
         seed = derive(self._task.spec.seed, "step", self._task.rank, step)
-        gradient, loss = self._network.gradient(self._train.x[part], self._train.y[part], seed)
+        ready = self._strategy.begin(step, self._network.slope, len(part))
+        gradient, loss = self._network.gradient(self._samples.x[part], self._samples.y[part], seed, ready)
         if not math.isfinite(loss):
             raise FailedPrecondition(f"loss is {loss} at step {step}", reason="LOSS_NOT_FINITE")
         flat: Flat = self._strategy.exchange(step, gradient, len(part))
@@ -107,3 +138,14 @@ class Trainer:
         progress.step, progress.samples = step + 1, progress.samples + len(part)
         if len(part):
             progress.loss = loss
+        every = self._task.spec.checkpoint_steps
+        if every and (step + 1) % every == 0 and (step + 1) % self._schedule.steps_per_epoch:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keep the state of the training, if that is for this worker to do."""
+        if self._judge is None:
+            return
+        snapshot = self._strategy.snapshot()
+        if snapshot is not None:
+            self._snapshots.keep(snapshot, Seen(self._loss, self._seen))

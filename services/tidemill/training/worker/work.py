@@ -14,7 +14,7 @@ from tidemill.errors import TidemillError
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import strategies
-from tidemill.training.strategies.base import ParameterServer, Strategy, Team
+from tidemill.training.strategies.base import ParameterServer, Peers, Snapshot, Strategy, Team
 from tidemill.training.worker.delivery import Delivery
 from tidemill.training.worker.failure import describe, is_final
 from tidemill.training.worker.heartbeat import Heart, Progress
@@ -23,6 +23,7 @@ from tidemill.training.worker.network import Network
 from tidemill.training.worker.preparation import Prepared, prepare, read
 from tidemill.training.worker.session import Exporter, Session
 from tidemill.training.worker.sharding import derive
+from tidemill.training.worker.snapshots import Snapshots
 from tidemill.training.worker.spans import span
 from tidemill.training.worker.stop import Stop, Stopped
 from tidemill.training.worker.task import ArtifactStore, Coordinator, SignatureWriter, Task
@@ -38,6 +39,8 @@ class Surroundings:
     coordinator: Coordinator
     artifacts: Callable[[Task], ArtifactStore]
     server: Callable[[Task], ParameterServer]
+    peers: Callable[[Task, Callable[[str], Snapshot], Progress], Peers]
+    """(task, what reads a checkpoint, progress) -> the other workers."""
     signature: SignatureWriter
     export: Exporter
     tracer: trace.Tracer
@@ -114,7 +117,8 @@ class Work:
             threads=self._with.threads,
         )
         judge = EpochJudge(session) if task.rank == 0 else None
-        Trainer(session, self._strategy(session), judge).run()
+        snapshots = Snapshots(session)
+        Trainer(session, self._strategy(session, snapshots), judge, snapshots).run()
         assert judge is not None, "only rank 0 gets here"
         self._with.coordinator.report_result(Delivery(session).run(judge.best_epoch, judge.best()))
         LOG.info("rank %d of %s is done", task.rank, task.job)
@@ -136,7 +140,7 @@ class Work:
         )
         return prepared
 
-    def _strategy(self, session: Session) -> Strategy:
+    def _strategy(self, session: Session, snapshots: Snapshots) -> Strategy:
         task = session.task
         kind = plugins.load(strategies, task.spec.strategy, Strategy)
         return kind(
@@ -146,7 +150,9 @@ class Work:
                 tensors=session.network.tensors,
                 optimizer=task.spec.optimizer.name,
                 optimizer_options=task.spec.optimizer.parameters,
-                server=self._with.server(task),
+                samples=session.schedule.counts,
+                server=lambda: self._with.server(task),
+                peers=lambda: self._with.peers(task, snapshots.read, self._progress),
                 pause=self._stop.pause,
             )
         )
