@@ -1,0 +1,1 @@
+"""How a block of float32 travels, one way a file."""

@@ -1,0 +1,1 @@
+"""Codecs at work: made by name, chosen by measurement, and what lossy ones leave for later."""
