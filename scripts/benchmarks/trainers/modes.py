@@ -1,0 +1,56 @@
+"""Our ways to train: how a worker exchanges gradients for parameters, and with what settings."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidemill.clients.parameters import LATEST, ParametersClient
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a way to exchange gradients for parameters has at hand."""
+
+    client: ParametersClient
+    rank: int
+    samples: int
+    flat: Any
+    """The parameters: one vector of float32, computed with where it lies."""
+    gradient: Any
+    """Their gradients, likewise."""
+
+
+def bulk_synchronous(worker: Worker, step: int) -> int:
+    """Push, then pull the version that all workers' pushes make; the bytes moved."""
+    worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
+    worker.client.pull(step + 1, worker.flat)
+    return int(worker.gradient.nbytes + worker.flat.nbytes)
+
+
+def asynchronous(worker: Worker, step: int) -> int:
+    """Push, then pull what there is; the bytes moved."""
+    worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
+    worker.client.pull(LATEST, worker.flat)
+    return int(worker.gradient.nbytes + worker.flat.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way to train."""
+
+    exchange: Callable[[Worker, int], int] = bulk_synchronous
+    exact: bool = True
+    """Whether its parameters must be those that one process with all workers' data comes to."""
+    shards: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Of a shard, by the names of its command line."""
+    group: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `ParametersAdmin.create_group`."""
+    client: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `ParametersClient`."""
+
+
+MODES = {
+    "bsp-grpc": Mode(),
+}
+"""By the name that `--modes` takes. The promises in `gates.py` know bsp-grpc, bsp-shm, asp-grpc and sparse-grpc."""

@@ -1,0 +1,101 @@
+"""Tidemill's parameter server: shards in processes of their own, workers with `ParametersClient`."""
+
+import asyncio
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.rpc.allocator import keep_chunks
+from trainers import nets
+from trainers.job import Job, train
+from trainers.modes import MODES, Mode, Worker
+
+GROUP = "groups/benchmark"
+PATIENCE = 60.0
+
+
+def known(job: Job) -> bool:
+    """Whether its parameters must be those that one process with all workers' data comes to."""
+    return MODES[job.option].exact
+
+
+def roles(job: Job) -> list[tuple[str, int]]:
+    """The processes, in the order in which they are started."""
+    shards = [("shard", index) for index in range(MODES[job.option].shards)]
+    return [*shards, *(("worker", rank) for rank in range(job.workers))]
+
+
+def command(role: str, index: int, job: Job) -> list[str] | None:
+    """How a shard is started: as users do; None = a worker, which is started like everybody's."""
+    if role == "worker":
+        return None
+    settings = {
+        "shard": str(index),
+        "port": "0",
+        "ops-port": "0",
+        "registry-address": "",
+        "announce-file": str(announced(job, index)),
+        "optimizer-threads": str(job.threads),
+        "log-level": "WARNING",
+        **MODES[job.option].settings,
+    }
+    return [sys.executable, "-m", "tidemill.parameters", *(f"--{name}={value}" for name, value in settings.items())]
+
+
+def announced(job: Job, shard: int) -> Path:
+    """Where a shard says which port it has."""
+    return Path(job.folder) / f"shard-{shard}.json"
+
+
+def address(job: Job, shard: int) -> str:
+    """A shard's address, once it serves."""
+    end = time.monotonic() + PATIENCE
+    while not announced(job, shard).exists():
+        if time.monotonic() > end:
+            sys.exit(f"shard {shard} did not start")
+        time.sleep(0.02)
+    return f"127.0.0.1:{json.loads(announced(job, shard).read_text())['grpc']}"
+
+
+def main(role: str, index: int, job: Job) -> None:
+    """One worker: parameters and gradients are views of one vector each, as in the workers of training jobs."""
+    keep_chunks()
+    mode = MODES[job.option]
+    net, batches = nets.prepare(job, sparse=False), nets.data(job, index)
+    values = list(net.values)
+    first = net.flat()
+    flat, gradient = torch.from_numpy(first.copy()), torch.zeros(len(first))
+    position = 0
+    for value in values:
+        part = slice(position, position + value.numel())
+        value.data, value.grad = flat[part].view(value.shape), gradient[part].view(value.shape)
+        position = part.stop
+    addresses = [address(job, shard) for shard in range(mode.shards)]
+    if index == 0:
+        asyncio.run(create(addresses, net, job, mode))
+    with ParametersClient(addresses, GROUP, **mode.client) as client:
+        if index == 0:  # the others step only when all processes are ready
+            client.load(first)
+        del first
+        worker = Worker(client, index, net.model.batch, flat.numpy(), gradient.numpy())
+
+        def step(i: int) -> int:
+            gradient.zero_()
+            net(*batches[i % len(batches)]).backward()
+            return mode.exchange(worker, i)
+
+        train(job, step, net.flat, index == 0)
+
+
+async def create(addresses: list[str], net: nets.Net, job: Job, mode: Mode) -> None:
+    """Create the group."""
+    tensors = [(f"t{index}", value.shape) for index, value in enumerate(net.values)]
+    parameters = {"learning_rate": net.model.rate}
+    async with ParametersAdmin(addresses) as admin:
+        await admin.create_group(
+            GROUP, tensors, optimizer="sgd", parameters=parameters, workers=job.workers, **mode.group
+        )
