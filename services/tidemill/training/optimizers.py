@@ -24,6 +24,10 @@ class Sgd:
 
     learning_rate: float = parameter("factor of the gradient", 0.01, low=0, high=1e6)
     weight_decay: float = parameter("L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1)
+    decoupled_weight_decay: bool = parameter(
+        "take weight_decay, times the learning rate, off the parameters instead", False
+    )
+    fused: bool = parameter("one and a half times as fast, and not to the last bit PyTorch's default", False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,10 @@ class Momentum:
     momentum: float = parameter("part of the average that is kept at each step", 0.9, low=0, high=1)
     dampening: float = parameter("part of each gradient that does not enter the average", 0.0, low=0, high=1)
     weight_decay: float = parameter("L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1)
+    decoupled_weight_decay: bool = parameter(
+        "take weight_decay, times the learning rate, off the parameters instead", False
+    )
+    fused: bool = parameter("twice as fast, and not to the last bit PyTorch's default", False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +51,10 @@ class Nesterov:
     learning_rate: float = parameter("factor of the averaged gradient", 0.01, low=0, high=1e6)
     momentum: float = parameter("part of the average that is kept at each step", 0.9, low=0, high=1)
     weight_decay: float = parameter("L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1)
+    decoupled_weight_decay: bool = parameter(
+        "take weight_decay, times the learning rate, off the parameters instead", False
+    )
+    fused: bool = parameter("more than twice as fast, and not to the last bit PyTorch's default", False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +92,19 @@ class Adagrad:
     initial_accumulator: float = parameter("sum of squared gradients to begin with", 0.0, low=0, high=1e6)
     epsilon: float = parameter("added to the denominator", 1e-10, low=1e-20, high=1)
     weight_decay: float = parameter("L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1)
+    fused: bool = parameter("three times as fast, and not to the last bit PyTorch's default", False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rmsprop:
+    """RMSprop (Tieleman and Hinton 2012; centered: Graves 2013), as `torch.optim.RMSprop`."""
+
+    learning_rate: float = parameter("size of a step", 0.01, low=0, high=1e6)
+    alpha: float = parameter("part of the mean squared gradient that is kept at each step", 0.99, low=0, high=1)
+    epsilon: float = parameter("added to the denominator", 1e-8, low=1e-20, high=1)
+    weight_decay: float = parameter("L2 penalty: multiple of the parameters added to the gradient", 0.0, low=0, high=1)
+    momentum: float = parameter("part of the averaged step that is kept; 0 = no average", 0.0, low=0, high=1)
+    centered: bool = parameter("divide by the gradient's deviation from its mean instead of its size", False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +136,23 @@ def _sum(config: Any, size: int) -> State:
     return {"sum": [torch.full((size,), float(config.initial_accumulator))], "step": [torch.zeros(())]}
 
 
+def _squares(config: Any, size: int) -> State:
+    import torch
+
+    names = ["square_avg", *["grad_avg"] * config.centered, *["momentum_buffer"] * (config.momentum > 0)]
+    return {**{name: [torch.zeros(size)] for name in names}, "step": [torch.zeros(())]}
+
+
+def _decay(config: Any, parameters: "list[Tensor]") -> float:
+    """The L2 penalty for the gradient; 0 when the parameters were shrunk instead (Loshchilov and Hutter 2019)."""
+    if not config.decoupled_weight_decay:
+        return float(config.weight_decay)
+    if config.weight_decay:
+        for values in parameters:
+            values.mul_(1 - config.learning_rate * config.weight_decay)
+    return 0.0
+
+
 def _sgd(config: Any, parameters: "list[Tensor]", gradients: "list[Tensor]", state: State) -> None:
     from torch.optim.sgd import sgd
 
@@ -119,9 +161,9 @@ def _sgd(config: Any, parameters: "list[Tensor]", gradients: "list[Tensor]", sta
         gradients,
         state.get("momentum_buffer", [None]),
         foreach=False,
-        fused=False,
+        fused=config.fused,
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        weight_decay=_decay(config, parameters),
         momentum=getattr(config, "momentum", 0.0),
         dampening=getattr(config, "dampening", 0.0),
         nesterov=isinstance(config, Nesterov),
@@ -162,12 +204,32 @@ def _adagrad(config: Any, parameters: "list[Tensor]", gradients: "list[Tensor]",
         state["sum"],
         state["step"],
         foreach=False,
-        fused=False,
+        fused=config.fused,
         lr=config.learning_rate,
         lr_decay=config.learning_rate_decay,
         weight_decay=config.weight_decay,
         eps=config.epsilon,
         maximize=False,
+    )
+
+
+def _rmsprop(config: Any, parameters: "list[Tensor]", gradients: "list[Tensor]", state: Any) -> None:
+    from torch.optim.rmsprop import rmsprop
+
+    rmsprop(
+        parameters,
+        gradients,
+        state["square_avg"],
+        state.get("grad_avg", []),
+        state.get("momentum_buffer", []),
+        state["step"],
+        foreach=False,
+        lr=config.learning_rate,
+        alpha=config.alpha,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        centered=config.centered,
     )
 
 
@@ -178,6 +240,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "adamw": Kind(AdamW, _moments, _adam),
         "momentum": Kind(Momentum, _average, _sgd),
         "nesterov": Kind(Nesterov, _average, _sgd),
+        "rmsprop": Kind(Rmsprop, _squares, _rmsprop),
         "sgd": Kind(Sgd, _nothing, _sgd),
     }
 )
