@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.support.etcd import EtcdServer
 from tests.support.kv import etcd_kv, fresh_prefix
+from tests.support.ports import free_ports
 from tests.support.proxy import TcpProxy
 from tests.support.training import State, World, alive, ended, lives, spec, state, world
 from tests.support.wait import until
@@ -115,7 +117,7 @@ async def test_a_finishing_job_is_exported_by_a_new_worker(neighbours: World) ->
     async with neighbours.training() as client:
         done = await ended(client, job, State.STATE_SUCCEEDED)
     assert done.epochs == before.epochs
-    assert [worker.rank for worker in done.workers] == [0], "only rank 0 exports"
+    assert [(worker.rank, worker.attempt) for worker in done.workers] == [(0, 1), (1, 0)], "only rank 0 exports"
 
 
 async def test_a_registration_that_broke_off_is_finished_and_made_once(neighbours: World, kv: Kv) -> None:
@@ -263,9 +265,9 @@ async def test_of_two_services_one_leads_and_the_other_takes_over(neighbours: Wo
 class Process:
     """A training service in a process of its own."""
 
-    def __init__(self, neighbours: World) -> None:
+    def __init__(self, neighbours: World, settings: Mapping[str, object]) -> None:
         self._folder = neighbours.folder
-        self._settings = neighbours.settings
+        self._settings = {**neighbours.settings, **settings}
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> str:
@@ -299,38 +301,114 @@ class Process:
 
 
 @asynccontextmanager
-async def process(neighbours: World) -> AsyncIterator[Process]:
-    running = Process(neighbours)
+async def process(neighbours: World, **settings: object) -> AsyncIterator[Process]:
+    running = Process(neighbours, settings)
     try:
         yield running
     finally:
         await running.end(signal.SIGKILL)
 
 
-async def test_a_killed_service_takes_its_workers_along_and_its_successor_goes_on(neighbours: World) -> None:
-    async with process(neighbours) as service:
-        address = await service.start()
-        async with TrainingClient(address) as client:
-            job = await client.create_job(spec("epoch:0", workers=2, register_as="models/flowers"))
-            neighbours.open_gate("epoch-1")
-            async for before in client.watch_job(job.name):
-                if before.epochs and all(worker.pid for worker in before.workers):
-                    break
-        pids = [worker.pid for worker in before.workers]
+async def at_work(client: TrainingClient, neighbours: World, script: str = "epoch:0", **fields: object) -> pb.Job:
+    """A job with two workers that has done its first epoch."""
+    job = await client.create_job(spec(script, workers=2, register_as="models/flowers", **fields))
+    neighbours.open_gate("epoch-1")
+    async for before in client.watch_job(job.name):
+        if before.epochs and all(worker.pid and worker.phase == "training" for worker in before.workers):
+            return before
+    raise AssertionError(f"{job.name} ended as {State.Name(before.state)}: {before.error}")
+
+
+async def test_a_killed_service_finds_its_workers_again(neighbours: World) -> None:
+    async with process(neighbours, port=free_ports(1)[0]) as service:
+        async with TrainingClient(await service.start()) as client:
+            before = await at_work(client, neighbours)
         assert await service.end(signal.SIGKILL) == -signal.SIGKILL
-        await until(lambda: not any(map(lives, pids)), what="workers end with the service")
-        neighbours.open_gate("epoch-2")
-        address = await service.start()
-        async with TrainingClient(address) as client:
-            done = await ended(client, job, State.STATE_SUCCEEDED)
+        assert len(alive(before)) == 2, "workers go on without the service"
+        async with TrainingClient(await service.start()) as client:
+            found = await state(client, before, State.STATE_RUNNING)
+            neighbours.open_gate("epoch-2")
+            done = await ended(client, before, State.STATE_SUCCEEDED)
+            text = [line async for line in client.logs(before.name)]
         assert await service.end(signal.SIGTERM) == 0
+    assert [worker.pid for worker in found.workers] == [worker.pid for worker in before.workers]
+    assert [worker.attempt for worker in done.workers] == [0, 0], "none was started twice"
+    assert done.restarts == 0
+    assert done.progress.samples == 100, "no sample is counted twice"
     assert done.epochs[0] == before.epochs[0]
     assert done.result.model_version == "models/flowers/versions/1"
+    assert [line.line for line in text] == list(range(len(text)))
+    printed = [line.text for line in text if line.rank == 0]
+    assert printed == [
+        f"rank 0 attempt 0 of {before.name}",
+        "training",
+        "epoch 1 is done",
+        "epoch 2 is done",
+        "the result is there",
+    ], "each line is there once"
+
+
+async def test_what_workers_did_meanwhile_counts(neighbours: World) -> None:
+    """One dies and the other goes on while the service is away; its lines are there, and its death is counted."""
+    async with process(neighbours, port=free_ports(1)[0]) as service:
+        async with TrainingClient(await service.start()) as client:
+            before = await at_work(client, neighbours)
+        assert await service.end(signal.SIGKILL) == -signal.SIGKILL
+        os.kill(before.workers[1].pid, signal.SIGKILL)
+        await until(lambda: not lives(before.workers[1].pid))
+        neighbours.open_gate("epoch-2")
+        async with TrainingClient(await service.start()) as client:
+            done = await ended(client, before, State.STATE_SUCCEEDED)
+            text = [line.text async for line in client.logs(before.name)]
+        assert await service.end(signal.SIGTERM) == 0
+    assert done.workers[0].attempt == 0
+    if done.workers[1].attempt:  # unless the training was over before it was seen to be dead
+        assert (done.restarts, done.workers[1].attempt) == (1, 1)
+        assert "worker 1, attempt 0: was killed by SIGKILL" in text
+
+
+async def test_workers_that_nobody_comes_back_to_end(neighbours: World) -> None:
+    async with process(neighbours, worker_abandoned_seconds=0.5) as service:
+        async with TrainingClient(await service.start()) as client:
+            before = await at_work(client, neighbours)
+        assert await service.end(signal.SIGKILL) == -signal.SIGKILL
+        await until(lambda: not alive(before), what="workers end")
+        neighbours.open_gate("epoch-2")
+        async with TrainingClient(await service.start()) as client:
+            done = await ended(client, before, State.STATE_SUCCEEDED)
+        assert await service.end(signal.SIGTERM) == 0
+    assert (done.restarts, [worker.attempt for worker in done.workers]) == (0, [1, 1])
+
+
+async def test_a_job_that_is_cancelled_while_the_service_is_away_frees_its_workers(neighbours: World) -> None:
+    async with process(neighbours, port=free_ports(1)[0]) as service:
+        async with TrainingClient(await service.start()) as client:
+            before = await at_work(client, neighbours, "epoch:0 stubborn:1")
+            await client.cancel_job(before.name)
+            assert await service.end(signal.SIGKILL) == -signal.SIGKILL
+        async with TrainingClient(await service.start()) as client:
+            await ended(client, before, State.STATE_CANCELLED)
+        assert not alive(before)
+        assert await service.end(signal.SIGTERM) == 0
+
+
+async def test_what_is_left_of_jobs_that_are_gone_is_swept_up(neighbours: World) -> None:
+    async with process(neighbours) as service:
+        async with TrainingClient(await service.start()) as client:
+            before = await at_work(client, neighbours)
+        assert await service.end(signal.SIGKILL) == -signal.SIGKILL
+        assert len(alive(before)) == 2
+        for file in neighbours.folder.glob("training.db*"):
+            file.unlink()
+        await service.start()
+        await until(lambda: not alive(before))
+        await until(lambda: not list((neighbours.folder / "training" / "scratch").iterdir()))
+        assert await service.end(signal.SIGTERM) == 0
 
 
 async def test_newer_data_are_refused_in_one_line(neighbours: World) -> None:
     (neighbours.folder / "training").mkdir()
-    (neighbours.folder / "training" / "FORMAT").write_text("2\n")
+    (neighbours.folder / "training" / "FORMAT").write_text("3\n")
     with pytest.raises(errors.FailedPrecondition) as refused:
         async with neighbours.training():
             pass

@@ -74,9 +74,12 @@ class Worker:
 
     async def beat(self) -> None:
         """One sign of life."""
-        response = await self.client.heartbeat(
-            self.phase, step=self.step, steps_per_epoch=STEPS, loss=1 / (self.step + 1), samples=self.samples
-        )
+        try:
+            response = await self.client.heartbeat(
+                self.phase, step=self.step, steps_per_epoch=STEPS, loss=1 / (self.step + 1), samples=self.samples
+            )
+        except (errors.Unavailable, errors.DeadlineExceeded):  # the service will be back, or the launcher ends us
+            return
         if response.stop:
             raise Stop
 

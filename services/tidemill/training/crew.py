@@ -1,10 +1,12 @@
-"""The worker processes of one job: started, watched, replaced when they die, and ended together."""
+"""The worker processes of one job: started or found again, watched, replaced when they die, and ended together."""
 
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from tidemill.clock import Clock
@@ -13,12 +15,14 @@ from tidemill.training.jobs import Worker, shortened
 from tidemill.training.launchers.base import Launcher, Process
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.meter import Beat
+from tidemill.training.patience import patiently
 
 LOG = logging.getLogger(__name__)
 ENDED = "ended"
 STARTING = "starting"
 _TAIL = 12
 _LONGEST_PAUSE = 5.0
+_FIND = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +41,19 @@ class Member:
 
     rank: int
     attempt: int
+    handle: str = ""
+    token: str = ""
+    """Digest of its secret."""
     deadline: float = 0.0
     process: Process | None = None
+    is_known: bool = True
+    """Whether `process` is all that may run under the handle."""
+    is_heard: bool = False
+    """Whether this process has given a sign of life to us."""
     step: int = 0
     heartbeat: float = 0.0
     phase: str = STARTING
+    samples: int = 0
     failure: str = ""
     """Why it cannot go on, in its own words."""
     tail: list[str] = field(default_factory=list)
@@ -51,14 +63,14 @@ class Member:
 class Boss(Protocol):
     """Whom a crew works for."""
 
-    def environment(self, rank: int, attempt: int) -> Mapping[str, str]:
-        """Variables for the process that gets a rank, with a token of its own."""
+    def environment(self, rank: int) -> Mapping[str, str]:
+        """Variables for the process that gets a rank, with the token that it was appointed with."""
 
     def excuses(self, rank: int, status: int | None) -> bool:
         """Whether a rank has done its part, now that its process has ended (or is silent: status None)."""
 
-    async def replace(self, rank: int, reason: str) -> int:
-        """Remember that the process of a rank is to be replaced; the new attempt. Raises when it must not be."""
+    async def replace(self, rank: int, reason: str) -> Worker:
+        """Store that the process of a rank is to be replaced, and by whom. Raises when it must not be."""
 
 
 class Crew:
@@ -66,7 +78,7 @@ class Crew:
 
     Args:
         job: uid of the job.
-        attempts: attempt of each rank to begin with.
+        workers: the ranks; those with a handle may be at work already, those with attempt -1 never were.
         launcher: starts them.
         boss: decides about them.
         log: takes what they print.
@@ -77,7 +89,7 @@ class Crew:
     def __init__(
         self,
         job: str,
-        attempts: Mapping[int, int],
+        workers: Iterable[Worker],
         launcher: Launcher,
         boss: Boss,
         log: JobLog,
@@ -90,20 +102,59 @@ class Crew:
         self._log = log
         self._patience = patience
         self._clock = clock
-        self._members = {rank: Member(rank=rank, attempt=attempt) for rank, attempt in attempts.items()}
+        self._members: dict[int, Member] = {}
+        for worker in workers:
+            self._members[worker.rank] = Member(rank=worker.rank, attempt=worker.attempt)
+            self._seat(self._members[worker.rank], worker)
+            self._members[worker.rank].is_known = not worker.handle
+
+    def appoint(self, workers: Iterable[Worker]) -> None:
+        """These are to be started, in place of those who had their ranks: that is stored."""
+        for worker in workers:
+            self._seat(self._members[worker.rank], worker)
+
+    def vacant(self) -> list[int]:
+        """Ranks that no process has, although their part is not done."""
+        return [
+            rank
+            for rank, member in sorted(self._members.items())
+            if member.process is None and not self._boss.excuses(rank, None)
+        ]
+
+    async def adopt(self) -> None:
+        """Look after those who are at work already, however long it takes to find them."""
+        await asyncio.gather(*(self._adopt(member) for member in self._members.values() if not member.is_known))
+
+    async def _adopt(self, member: Member) -> None:
+        output = partial(self._printed, member, member.attempt)
+        position = self._log.position(member.rank, member.attempt)
+        member.process = await patiently(
+            self._clock,
+            f"looking for worker {member.rank}",
+            lambda: self._launcher.adopt(self._job, member.handle, output, position),
+        )
+        member.is_known = True
+        if member.process is None:
+            member.phase = ENDED
+        else:
+            self._log.append(SERVICE, f"worker {member.rank}, attempt {member.attempt}: found again")
 
     def workers(self) -> tuple[Worker, ...]:
-        """The processes as they are now, in order of rank."""
+        """The processes as they are now, in order of rank; none of ranks that nobody was ever appointed to."""
         return tuple(
             Worker(
                 rank=member.rank,
                 attempt=member.attempt,
-                pid=member.process.pid if member.process else 0,
+                pid=member.process.pid if member.process and member.phase != ENDED else 0,
                 step=member.step,
                 heartbeat=member.heartbeat,
                 phase=member.phase,
+                samples=member.samples,
+                handle=member.handle,
+                token=member.token,
             )
             for _, member in sorted(self._members.items())
+            if member.attempt >= 0
         )
 
     def member(self, rank: int, attempt: int) -> Member:
@@ -117,12 +168,13 @@ class Crew:
             raise Stale(f"another process has rank {rank} now: end", reason="WORKER_REPLACED")
         member.deadline = self._clock.monotonic() + self._patience.heartbeat
         member.heartbeat = self._clock.now()
+        member.is_heard = True
         return member
 
     def beat(self, rank: int, attempt: int, beat: Beat) -> None:
         """Take a sign of life. Raises Stale as `member` does."""
         member = self.member(rank, attempt)
-        member.step, member.phase = beat.step, beat.phase[:64]
+        member.step, member.phase, member.samples = beat.step, beat.phase[:64], beat.samples
 
     async def run(self) -> None:
         """Keep every rank at work until it has done its part; raise what the boss raises."""
@@ -134,8 +186,19 @@ class Crew:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
 
+    async def ended(self, within: float) -> None:
+        """Return when all processes have ended by themselves, or after so many seconds."""
+        waiting = [asyncio.ensure_future(member.process.wait()) for member in self._members.values() if member.process]
+        if waiting:
+            await asyncio.wait(waiting, timeout=within)
+        for each in waiting:
+            each.cancel()
+
     async def stop(self, grace: float | None = None) -> None:
-        """End every process; none is left on return. `run` must have ended."""
+        """End every process, found again yet or not; none is left on return. `run` must have ended."""
+        with suppress(TimeoutError):  # who cannot be found now is ended by its launcher as abandoned
+            async with asyncio.timeout(_FIND):
+                await self.adopt()
         processes = [member.process for member in self._members.values() if member.process]
         await asyncio.gather(*(process.stop(grace) for process in processes))
         for member in self._members.values():
@@ -143,6 +206,8 @@ class Crew:
 
     async def _keep(self, member: Member) -> None:
         pause = 0.0
+        if member.process is None and self._boss.excuses(member.rank, None):
+            return
         while True:
             reason = await self._work(member)
             if not reason:
@@ -150,7 +215,17 @@ class Crew:
             self._log.append(SERVICE, f"worker {member.rank}, attempt {member.attempt}: {reason}")
             await self._clock.sleep(pause)  # one that dies at once must not be started in a busy loop
             pause = min(max(2 * pause, 0.25), _LONGEST_PAUSE)
-            member.attempt = await self._boss.replace(member.rank, self._cause(member, reason))
+            ended, member.process = member.process, None
+            self._seat(member, await self._boss.replace(member.rank, self._cause(member, reason)))
+            if ended is not None:
+                await ended.forget()
+
+    def _seat(self, member: Member, worker: Worker) -> None:
+        """A rank gets the process of this record, which is to be started or found again."""
+        member.attempt, member.handle, member.token = worker.attempt, worker.handle, worker.token
+        member.step, member.heartbeat, member.samples = worker.step, worker.heartbeat, worker.samples
+        member.phase, member.failure, member.tail, member.is_heard = worker.phase or STARTING, "", [], False
+        member.deadline = self._clock.monotonic() + self._patience.start
 
     def _cause(self, member: Member, reason: str) -> str:
         if member.failure:
@@ -160,25 +235,23 @@ class Crew:
 
     async def _work(self, member: Member) -> str:
         """One process from start to end; why it has to be replaced, or "" when the rank has done its part."""
-        member.phase, member.step, member.heartbeat, member.failure, member.tail = STARTING, 0, 0.0, "", []
         member.deadline = self._clock.monotonic() + self._patience.start
-        environment = self._boss.environment(member.rank, member.attempt)
-        try:
-            process = await self._launcher.launch(
-                self._job,
-                f"{member.rank}.{member.attempt}",
-                environment,
-                lambda line, _: self._printed(member, line),
-            )
-        except Unavailable as error:
-            return error.message
-        member.process = process
-        status = await self._watch(member, process)
-        member.process, member.phase = None, ENDED
+        if member.process is None:
+            environment = self._boss.environment(member.rank)
+            output = partial(self._printed, member, member.attempt)
+            member.is_known = False
+            try:
+                member.process = await self._launcher.launch(self._job, member.handle, environment, output)
+            except Unavailable as error:
+                member.is_known = True
+                return error.message
+            member.is_known = True
+        status = await self._watch(member, member.process)
+        member.phase = ENDED
         if self._boss.excuses(member.rank, status):
             return ""
         if status is None:
-            limit = self._patience.heartbeat if member.heartbeat else self._patience.start
+            limit = self._patience.heartbeat if member.is_heard else self._patience.start
             return f"gave no sign of life for {limit:g} s and was killed"
         return f"was killed by {_name(-status)}" if status < 0 else f"ended with status {status}"
 
@@ -200,8 +273,8 @@ class Crew:
         finally:
             ended.cancel()
 
-    def _printed(self, member: Member, line: str) -> None:
-        self._log.append(member.rank, line)
+    def _printed(self, member: Member, attempt: int, line: str, position: int) -> None:
+        self._log.append(member.rank, line, attempt=attempt, position=position)
         member.tail = [*member.tail[1 - _TAIL :], line[:400]]
 
 

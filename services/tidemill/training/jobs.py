@@ -74,6 +74,12 @@ class Worker:
     heartbeat: float = 0.0
     """Time of the last sign of life, seconds since the epoch; 0 = none yet."""
     phase: str = ""
+    samples: int = 0
+    """Used since it started; part of the progress of the job."""
+    handle: str = ""
+    """By which its launcher finds it again; stored before it is started. "" = it cannot be found again."""
+    token: str = ""
+    """Digest of its secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

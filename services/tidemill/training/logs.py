@@ -39,7 +39,10 @@ class Limits:
 
 
 class JobLog:
-    """The log of one job, in the file `path`: `<milliseconds> <rank> <text>` a line.
+    """The log of one job, in the file `path`: `<milliseconds> <rank>/<attempt>/<position> <text>` a line.
+
+    The position is that of the launcher behind this line in the output of this attempt: as it is stored with the line,
+    each line is there once, however often the service is killed. Lines of the service itself have only the rank.
 
     A line that a killed writer has left unfinished does not count, and the next one takes its place. A disk that is
     full costs lines, never the job.
@@ -55,6 +58,7 @@ class JobLog:
         self._full = False
         self._own = 0
         """Lines of the service itself since the log was full."""
+        self._positions: dict[tuple[int, int], int] = {}
         self._waiting: set[asyncio.Event] = set()
         self.lines = 0
         """Number of lines so far."""
@@ -69,6 +73,10 @@ class JobLog:
             for raw in file:
                 if raw.endswith(b"\n"):
                     self._count(len(raw))
+                    rank, attempt, position = _origin(raw)
+                    if attempt >= 0:
+                        self._positions[rank, attempt] = position
+        self._full = self._is_over
 
     def _count(self, size: int) -> None:
         if self.lines % _STRIDE == 0:
@@ -76,28 +84,42 @@ class JobLog:
         self.lines += 1
         self._size += size
 
-    def append(self, rank: int, text: str) -> None:
-        """Add `text`, one entry for each of its lines; beyond the limits only the service itself is heard."""
+    def position(self, rank: int, attempt: int) -> int:
+        """Position behind the last line that is kept of a worker's output; 0 = none is."""
+        return self._positions.get((rank, attempt), 0)
+
+    def append(self, rank: int, text: str, *, attempt: int = -1, position: int = 0) -> None:
+        """Add `text`, one entry for each of its lines; beyond the limits only the service itself is heard.
+
+        Args:
+            rank: who says it.
+            text: what.
+            attempt: of a worker whose output this is a line of; -1 = nobody's output.
+            position: behind this line, in that output.
+        """
         for part in text.split("\n"):
             if self._room(rank):
-                self._write(rank, part[:MAX_TEXT])
+                self._write(f"{rank}/{attempt}/{position}" if attempt >= 0 else str(rank), part[:MAX_TEXT])
         for event in self._waiting:
             event.set()
 
     def _room(self, rank: int) -> bool:
-        over = self.lines >= self._limits.lines or self._size >= self._limits.bytes
-        if not over:
+        if not self._is_over:
             return True
         if not self._full:
             self._full = True
-            self._write(SERVICE, "the log is full: further lines of workers are not kept")
+            self._write(str(SERVICE), "the log is full: further lines of workers are not kept")
         self._own += rank == SERVICE
         return rank == SERVICE and self._own <= _OWN_LINES
 
-    def _write(self, rank: int, text: str) -> None:
+    @property
+    def _is_over(self) -> bool:
+        return self.lines >= self._limits.lines or self._size >= self._limits.bytes
+
+    def _write(self, origin: str, text: str) -> None:
         if self.is_closed:
             return
-        raw = f"{int(self._clock.now() * 1000)} {rank} {text}\n".encode("utf-8", "replace")
+        raw = f"{int(self._clock.now() * 1000)} {origin} {text}\n".encode("utf-8", "replace")
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -149,8 +171,15 @@ class JobLog:
 def parse(number: int, raw: bytes) -> Line:
     """The line of this number in a log file."""
     time, _, rest = raw.rstrip(b"\n").decode("utf-8", "replace").partition(" ")
-    rank, _, text = rest.partition(" ")
-    return Line(line=number, time=int(time) / 1000, rank=int(rank), text=text)
+    origin, _, text = rest.partition(" ")
+    return Line(line=number, time=int(time) / 1000, rank=int(origin.partition("/")[0]), text=text)
+
+
+def _origin(raw: bytes) -> tuple[int, int, int]:
+    """Rank, attempt and position of a line; attempt -1, when it is nobody's output."""
+    rank, *rest = raw.split(b" ", 2)[1].split(b"/")
+    attempt, position = rest or (b"-1", b"0")
+    return int(rank), int(attempt), int(position)
 
 
 class LogDirectory:

@@ -2,9 +2,10 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tidemill.training.jobs import Progress
+from tidemill.training.jobs import Progress, Worker
 
 WINDOW = 10.0
 """Seconds over which the rate of samples is measured."""
@@ -30,15 +31,18 @@ class Meter:
 
     Args:
         epochs: most epochs.
-        before: progress that workers have made before these.
+        before: progress that workers have made so far.
+        workers: those that may still be at work, whose samples are part of that.
     """
 
-    def __init__(self, epochs: int, before: Progress) -> None:
+    def __init__(self, epochs: int, before: Progress, workers: Iterable[Worker] = ()) -> None:
         self._epochs = epochs
         self._before = before
-        self._ended = before.samples
+        self._last = {
+            worker.rank: (worker.attempt, Beat(phase=worker.phase, samples=worker.samples)) for worker in workers
+        }
+        self._ended = max(0, before.samples - sum(beat.samples for _, beat in self._last.values()))
         """Samples used by processes that are gone."""
-        self._last: dict[int, tuple[int, Beat]] = {}
         self._window: deque[tuple[float, int]] = deque()
 
     def beat(self, rank: int, attempt: int, beat: Beat, now: float) -> None:

@@ -35,6 +35,8 @@ class JobRun:
         self._ledger = Ledger(job, shop.owner, shop.store, shop.changes, shop.clock)
         self._log: JobLog | None = None
         self._team: Team | None = None
+        self.has_adopted = False
+        """Whether the workers of an orchestrator before are known here, if there are any."""
 
     def view(self, job: Job) -> Job:
         """`job` as it was stored, with what is known of it beyond that."""
@@ -61,6 +63,8 @@ class JobRun:
 
     async def _outcome(self) -> BaseException | None:
         """Work; why it has ended, None when all went well. No process is left on return."""
+        assert self._log is not None
+        self._team = Team(self._ledger, self._shop, self._log)
         work = asyncio.ensure_future(self._work())
         guard = asyncio.ensure_future(self._ledger.follow())
         try:
@@ -70,10 +74,14 @@ class JobRun:
             for task in (work, guard):
                 task.cancel()
             results = await asyncio.gather(work, guard, return_exceptions=True)
+            await self._team.end()
         return results[first]
 
     async def _work(self) -> None:
+        assert self._team is not None
         job = self._ledger.job
+        await self._team.adopt()  # before anything that may take long: they wait for an answer
+        self.has_adopted = True
         if job.state is State.CANCELLING:
             raise CancelAsked
         with self._span(attributes.SPAN_SCHEDULE):
@@ -83,9 +91,8 @@ class JobRun:
             elif job.result is None:
                 await self._check_state()
         if job.result is None:
-            assert self._log is not None
-            self._team = Team(self._ledger, self._shop, self._log)
             await self._team.train()
+        await self._team.end()
         with self._span(attributes.SPAN_REGISTER):
             await self._shop.registration.run(self._ledger, self._shop.logs.path(job.uid), self._tell)
 

@@ -45,6 +45,13 @@ class Scheduler:
         self._later: dict[str, float] = {}
         """When a job is taken up again that was dropped."""
         self._stopping = False
+        self._has_looked = False
+        """Whether all jobs that are to be at work were taken up since this orchestrator leads."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all workers at work are known here."""
+        return self._has_looked and all(run.has_adopted for run in self._runs.values())
 
     def view(self, job: Job) -> Job:
         """`job` as stored, with what is known of it here beyond that."""
@@ -101,7 +108,10 @@ class Scheduler:
             with self._shop.changes.of(ALL) as changed:
                 while session.alive and not sweeping.done():
                     changed.clear()
-                    await self._look()
+                    jobs = await self._look()
+                    if not self._has_looked:
+                        await self._shop.launcher.sweep([job.uid for job in jobs])
+                    self._has_looked = True
                     waiting = asyncio.ensure_future(changed.wait())
                     await asyncio.wait({waiting, lost, sweeping}, timeout=TICK, return_when=asyncio.FIRST_COMPLETED)
                     waiting.cancel()
@@ -109,11 +119,13 @@ class Scheduler:
                 sweeping.result()
             raise Stale("the lease is lost", reason="LEASE_LOST")
         finally:
+            self._has_looked = False
             for task in (sweeping, lost):
                 task.cancel()
             await asyncio.gather(sweeping, lost, return_exceptions=True)
 
-    async def _look(self) -> None:
+    async def _look(self) -> list[Job]:
+        """Take up what is to be at work; the jobs that have not ended."""
         jobs = await self._shop.store.active()
         self._shop.placement.note(jobs)
         self._shop.counters.active(Tally(job.state for job in jobs))
@@ -122,6 +134,7 @@ class Scheduler:
                 continue
             if job.state is not State.PENDING or len(self._tasks) < self._most:
                 await self._take_up(job)
+        return jobs
 
     async def _take_up(self, job: Job) -> None:
         """Claim a job, and let it run; another claim that was faster wins."""
@@ -145,7 +158,6 @@ class Scheduler:
 
 
 def claim(job: Job, owner: str, now: float) -> Job:
-    """`job` in the hands of `owner`: started, or taken over from one whose processes count no more."""
-    workers = tuple(replace(worker, attempt=worker.attempt + 1, pid=0, step=0, phase="") for worker in job.workers)
-    job = replace(job, owner=owner, workers=workers)
+    """`job` in the hands of `owner`: started, or taken over with the workers that it has."""
+    job = replace(job, owner=owner)
     return move(job, State.STARTING, now) if job.state is State.PENDING else job

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NoReturn
 
 from tidemill.errors import FailedPrecondition, OutOfRange, Stale, invalid
-from tidemill.training import epochs
+from tidemill.training import epochs, tokens
 from tidemill.training.crew import STARTING, Crew
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.jobs import Job, State, Worker, move, shortened
@@ -37,16 +37,20 @@ class Team:
         self._ledger = ledger
         self._shop = shop
         self._log = log
-        self._meter = Meter(job.spec.epochs, job.progress)
+        self._meter = Meter(job.spec.epochs, job.progress, job.workers)
         self._meeting = Meeting()
         self._tokens: list[str] = []
+        """Digests of all that were given out."""
+        self._secrets: dict[int, str] = {}
+        """Token of the process that is appointed to a rank, until it is started."""
         self._refusal = ""
         self._refused = asyncio.Event()
         self._delivered = asyncio.Event()
-        ranks = range(1) if job.state is State.FINISHING else range(job.spec.workers)
-        before = {worker.rank: worker.attempt for worker in job.workers}
-        attempts = {rank: before.get(rank, 0) for rank in ranks}
-        self._crew = Crew(job.uid, attempts, shop.launcher, self, log, shop.patience, shop.clock)
+        before = {worker.rank: worker for worker in job.workers}
+        workers = [before.get(rank, Worker(rank=rank, attempt=-1)) for rank in range(job.spec.workers)]
+        self._crew = Crew(job.uid, workers, shop.launcher, self, log, shop.patience, shop.clock)
+        for worker in job.workers:
+            self._admit(worker)
 
     def live(self, job: Job) -> Job:
         """`job` with what its workers have said since it was stored; finished epochs are known exactly."""
@@ -58,15 +62,26 @@ class Team:
         )
         return replace(job, progress=progress, workers=self._crew.workers())
 
+    async def adopt(self) -> None:
+        """Look after the processes that an orchestrator before has started."""
+        await self._crew.adopt()
+
+    async def end(self) -> None:
+        """End what still runs, also of an orchestrator before; give those that have done all their work time to end."""
+        if self._ledger.job.result is not None:
+            await self._crew.ended(within=self._shop.grace)
+        await self._crew.stop()
+        for digest in self._tokens:
+            self._shop.tokens.revoke(digest)
+
     async def train(self) -> None:
-        """Return when the result is there and all processes have ended.
+        """Return when the result is there, or every process has done its part.
 
         Raises:
             JobFailed: a worker met what any other would meet again, or too many have died.
             Fenced, CancelAsked: from the ledger.
         """
-        now = self._shop.clock.now()
-        await self._ledger.change(lambda job: replace(self.live(job), started=job.started or now))
+        await self._appoint()
         crew = asyncio.ensure_future(self._crew.run())
         refused = asyncio.ensure_future(self._refused.wait())
         delivered = asyncio.ensure_future(self._delivered.wait())
@@ -76,46 +91,72 @@ class Team:
                 raise JobFailed(self._refusal)
             if crew.done():
                 crew.result()
-            else:
-                await asyncio.wait({crew}, timeout=self._shop.grace)  # told to end, they do so by themselves
         finally:
             for task in (crew, refused, delivered):
                 task.cancel()
             await asyncio.gather(crew, refused, delivered, return_exceptions=True)
-            await self._crew.stop()
-            for token in self._tokens:
-                self._shop.tokens.revoke(token)
 
-    def environment(self, rank: int, attempt: int) -> Mapping[str, str]:
-        """Variables for the process that gets a rank, with a token of its own."""
-        token = self._shop.tokens.issue(Seat(self, rank, attempt))
-        self._tokens.append(token)
-        return {**self._shop.environment(), "TIDEMILL_WORKER_TOKEN": token}
+    async def _appoint(self) -> None:
+        """Store who is to be started, before anybody is: whatever happens in between, nobody is started twice."""
+        vacant, now = self._crew.vacant(), self._shop.clock.now()
+        for rank in vacant:
+            self._secrets[rank] = tokens.fresh()
+
+        def appointed(job: Job) -> Job:
+            job = self.live(job)
+            current = {worker.rank: worker for worker in job.workers}
+            current |= {rank: self._next(current.get(rank, Worker(rank=rank, attempt=-1))) for rank in vacant}
+            workers = tuple(worker for _, worker in sorted(current.items()))
+            return replace(job, workers=workers, started=job.started or now)
+
+        job = await self._ledger.change(appointed)
+        stored = [worker for worker in job.workers if worker.rank in vacant]
+        for worker in stored:
+            self._admit(worker)
+        self._crew.appoint(stored)
+
+    def _next(self, worker: Worker) -> Worker:
+        """Who is to follow on a worker."""
+        attempt, token = worker.attempt + 1, tokens.digest(self._secrets[worker.rank])
+        return Worker(rank=worker.rank, attempt=attempt, handle=f"{worker.rank}.{attempt}", token=token)
+
+    def _admit(self, worker: Worker) -> None:
+        """A worker may call us."""
+        if worker.token:
+            self._shop.tokens.know(worker.token, Seat(self, worker.rank, worker.attempt))
+            self._tokens.append(worker.token)
+
+    def environment(self, rank: int) -> Mapping[str, str]:
+        """Variables for the process that gets a rank, with the token that it was appointed with."""
+        return {**self._shop.environment(), "TIDEMILL_WORKER_TOKEN": self._secrets.pop(rank)}
 
     def excuses(self, rank: int, status: int | None) -> bool:
         """Rank 0 has done its part when the result is there, the others when the training is over."""
         job = self._ledger.job
         return job.result is not None if rank == 0 else job.state not in _TRAINING
 
-    async def replace(self, rank: int, reason: str) -> int:
-        """Count the death of a process.
+    async def replace(self, rank: int, reason: str) -> Worker:
+        """Count the death of a process, and store who follows.
 
         Raises:
             JobFailed: there were too many.
             Fenced, CancelAsked: from the ledger.
         """
+        self._secrets[rank] = tokens.fresh()
 
         def replaced(job: Job) -> Job:
             most = job.spec.max_restarts or 0
             if job.restarts >= most:
                 raise JobFailed(shortened(f"{reason}\n(replaced {job.restarts} of at most {most} times)"))
             job = self.live(job)
-            workers = tuple(_next(worker) if worker.rank == rank else worker for worker in job.workers)
+            workers = tuple(self._next(worker) if worker.rank == rank else worker for worker in job.workers)
             return replace(job, restarts=job.restarts + 1, workers=workers)
 
         job = await self._ledger.change(replaced)
         self._shop.counters.restarted()
-        return next(worker.attempt for worker in job.workers if worker.rank == rank)
+        follower = next(worker for worker in job.workers if worker.rank == rank)
+        self._admit(follower)
+        return follower
 
     def task(self, rank: int, attempt: int) -> Task:
         """The worker's orders."""
@@ -247,10 +288,6 @@ class Team:
     def _running(self, job: Job) -> Job:
         job = self.live(job)
         return move(job, State.RUNNING, self._shop.clock.now()) if job.state is State.STARTING else job
-
-
-def _next(worker: Worker) -> Worker:
-    return replace(worker, attempt=worker.attempt + 1, pid=0, step=0)
 
 
 def _stopped() -> NoReturn:

@@ -1,41 +1,55 @@
-"""The secrets by which worker processes are known; their digests alone are kept, in memory."""
+"""The secrets by which worker processes are known; their digests alone are kept."""
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from tidemill.errors import Unauthenticated
+from tidemill.errors import Unauthenticated, Unavailable
 
 T = TypeVar("T")
 
 
 class Tokens(Generic[T]):
-    """Who was given which token."""
+    """Who was given which token.
 
-    def __init__(self) -> None:
-        self._holders: dict[bytes, T] = {}
+    Args:
+        complete: whether every holder is known here; until then an unknown token may be that of a worker that was
+            started by a process before this one.
+    """
 
-    def issue(self, holder: T) -> str:
-        """A new token for `holder`."""
-        token = secrets.token_urlsafe(32)
-        self._holders[_digest(token)] = holder
-        return token
+    def __init__(self, complete: Callable[[], bool] = lambda: True) -> None:
+        self._complete = complete
+        self._holders: dict[str, T] = {}
+
+    def know(self, digest: str, holder: T) -> None:
+        """From now on `holder` is who has the token of this digest."""
+        self._holders[digest] = holder
 
     def find(self, token: str) -> T:
         """Who was given `token`. The look-up is by digest, so its time says nothing about other tokens.
 
         Raises:
             Unauthenticated: reason UNKNOWN_TOKEN.
+            Unavailable: reason NOT_READY, it may become known.
         """
-        holder = self._holders.get(_digest(token))
+        holder = self._holders.get(digest(token))
+        if holder is None and not self._complete():
+            raise Unavailable("the jobs at work are not all taken up yet: ask again", reason="NOT_READY")
         if holder is None:
             raise Unauthenticated("the token is of no worker at work", reason="UNKNOWN_TOKEN")
         return holder
 
-    def revoke(self, token: str) -> None:
-        """Forget a token."""
-        self._holders.pop(_digest(token), None)
+    def revoke(self, digest: str) -> None:
+        """Forget the token of this digest."""
+        self._holders.pop(digest, None)
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
+def fresh() -> str:
+    """A new token."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(token: str) -> str:
+    """What is kept of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()

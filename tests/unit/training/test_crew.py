@@ -1,8 +1,8 @@
 """What becomes of workers that die, are silent, or cannot be started, with time moved by hand."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from tests.support.clock import ManualClock
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.training.crew import Crew, Patience
+from tidemill.training.jobs import Worker
 from tidemill.training.launchers.base import Launcher, Output, Process
 from tidemill.training.logs import JobLog, Limits
 from tidemill.training.meter import Beat
@@ -27,6 +28,7 @@ class FakeProcess(Process):
         self.output = output
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.stopped_after: float | None = None
+        self.forgotten = False
 
     @property
     def pid(self) -> int:
@@ -41,7 +43,7 @@ class FakeProcess(Process):
             self.status.set_result(-9)
 
     async def forget(self) -> None:
-        pass
+        self.forgotten = True
 
 
 class FakeLauncher(Launcher):
@@ -50,17 +52,26 @@ class FakeLauncher(Launcher):
     def __init__(self) -> None:  # without settings
         self.processes: list[FakeProcess] = []
         self.environments: list[Mapping[str, str]] = []
+        self.handles: list[str] = []
         self.refusals: list[errors.TidemillError] = []
+        self.found: dict[str, FakeProcess] = {}
+        self.asked: list[tuple[str, int]] = []
 
     async def launch(self, job: str, handle: str, environment: Mapping[str, str], output: Output) -> Process:
         if self.refusals:
             raise self.refusals.pop()
         self.environments.append(environment)
+        self.handles.append(handle)
         self.processes.append(FakeProcess(len(self.processes) + 1, output))
         return self.processes[-1]
 
     async def adopt(self, job: str, handle: str, output: Output, position: int) -> Process | None:
-        return None
+        self.asked.append((handle, position))
+        if self.refusals:
+            raise self.refusals.pop()
+        if found := self.found.get(handle):
+            found.output = output
+        return found
 
     async def clean(self, job: str) -> None:
         raise AssertionError("not the crew's business")
@@ -78,18 +89,18 @@ class FakeBoss:
         self.attempts: dict[int, int] = {}
         self.excused: Callable[[int, int | None], bool] = lambda rank, status: status == 0
 
-    def environment(self, rank: int, attempt: int) -> Mapping[str, str]:
-        return {"RANK": str(rank), "ATTEMPT": str(attempt)}
+    def environment(self, rank: int) -> Mapping[str, str]:
+        return {"RANK": str(rank)}
 
     def excuses(self, rank: int, status: int | None) -> bool:
         return self.excused(rank, status)
 
-    async def replace(self, rank: int, reason: str) -> int:
+    async def replace(self, rank: int, reason: str) -> Worker:
         self.reasons.append(reason)
         if len(self.reasons) > self.most:
             raise JobFailed(reason)
         self.attempts[rank] = self.attempts.get(rank, 0) + 1
-        return self.attempts[rank]
+        return Worker(rank=rank, attempt=self.attempts[rank], handle=f"{rank}.{self.attempts[rank]}")
 
 
 class Scene:
@@ -102,7 +113,7 @@ class Scene:
         self.log = JobLog(folder / "log", self.clock, Limits())
         self.crew = Crew(
             "job",
-            dict.fromkeys(range(ranks), 0),
+            [Worker(rank=rank) for rank in range(ranks)],
             self.launcher,
             boss,
             self.log,
@@ -119,6 +130,21 @@ class Scene:
 
     async def printed(self) -> list[str]:
         return [line.text for line in await self.log.read(0)]
+
+
+@contextmanager
+def crew_of(
+    folder: Path,
+    launcher: FakeLauncher,
+    workers: list[Worker],
+    boss: FakeBoss | None = None,
+    clock: ManualClock | None = None,
+) -> Iterator[Crew]:
+    """A crew that is not at work yet."""
+    clock = clock or ManualClock()
+    log = JobLog(folder / "log", clock, Limits())
+    yield Crew("job", workers, launcher, boss or FakeBoss(), log, Patience(start=START, heartbeat=SILENCE), clock)
+    log.close()
 
 
 @asynccontextmanager
@@ -155,7 +181,9 @@ async def test_a_dead_process_is_replaced_and_its_successor_alone_is_heard(tmp_p
         first.output("last words", 10)
         first.status.set_result(-9)
         await stage.started(2)
-        assert stage.launcher.environments[1] == {"RANK": "0", "ATTEMPT": "1"}
+        assert stage.launcher.environments[1] == {"RANK": "0"}
+        assert stage.launcher.handles[1] == "0.1"
+        assert first.forgotten, "it is not asked for any more"
         assert stage.boss.reasons == ["worker 0 was killed by SIGKILL; it printed last:\nlast words"]
         with pytest.raises(errors.Stale) as replaced:
             stage.crew.beat(0, 0, Beat(phase="training"))
@@ -249,3 +277,68 @@ async def test_stopping_ends_every_process(tmp_path: Path) -> None:
         await stage.crew.stop(3.0)
         assert [process.stopped_after for process in stage.launcher.processes] == [3.0] * 4
         assert all(worker.pid == 0 for worker in stage.crew.workers())
+
+
+def found(*handles: str) -> FakeLauncher:
+    """A launcher under which these run already."""
+    launcher = FakeLauncher()
+    launcher.found = {handle: FakeProcess(100 + number, lambda *_: None) for number, handle in enumerate(handles)}
+    return launcher
+
+
+async def test_who_is_at_work_already_goes_on(tmp_path: Path) -> None:
+    launcher = found("0.0", "1.0")
+    log = JobLog(tmp_path / "log", ManualClock(), Limits())
+    log.append(1, "before", attempt=0, position=7)
+    log.close()
+    workers = [Worker(rank=rank, handle=f"{rank}.0", step=40 + rank) for rank in range(2)]
+    with crew_of(tmp_path, launcher, workers) as crew:
+        await crew.adopt()
+        assert crew.vacant() == []
+        assert launcher.asked == [("0.0", 0), ("1.0", 7)], "its output goes on behind what is kept of it"
+        assert [(worker.pid, worker.step) for worker in crew.workers()] == [(100, 40), (101, 41)]
+        work = asyncio.create_task(crew.run())
+        crew.beat(1, 0, Beat(phase="training", step=50))
+        for process in launcher.found.values():
+            process.status.set_result(0)
+        await work
+        assert not launcher.processes, "nobody was started"
+        await crew.stop()
+
+
+async def test_ranks_of_which_nobody_is_found_are_vacant(tmp_path: Path) -> None:
+    launcher = found("1.0")
+    boss = FakeBoss()
+    boss.excused = lambda rank, status: rank == 2
+    with crew_of(tmp_path, launcher, [Worker(rank=rank, handle=f"{rank}.0") for rank in range(3)], boss) as crew:
+        await crew.adopt()
+        assert crew.vacant() == [0], "who has done its part needs nobody"
+        crew.appoint([Worker(rank=0, attempt=1, handle="0.1")])
+        work = asyncio.create_task(crew.run())
+        await until(lambda: launcher.processes)
+        assert launcher.handles == ["0.1"], "nobody is started twice under one handle"
+        assert not launcher.found["1.0"].status.done()
+        work.cancel()
+        with suppress(asyncio.CancelledError):
+            await work
+        await crew.stop()
+        assert launcher.found["1.0"].status.result() == -9
+
+
+async def test_stopping_ends_also_those_that_were_not_looked_for_yet(tmp_path: Path) -> None:
+    launcher = found("0.0")
+    with crew_of(tmp_path, launcher, [Worker(rank=0, handle="0.0")]) as crew:
+        await crew.stop(2.0)
+        assert launcher.found["0.0"].stopped_after == 2.0
+
+
+async def test_a_launcher_that_cannot_say_is_asked_again(tmp_path: Path) -> None:
+    launcher, clock = found("0.0"), ManualClock()
+    launcher.refusals = [errors.Unavailable("no cluster")] * 2
+    with crew_of(tmp_path, launcher, [Worker(rank=0, handle="0.0")], clock=clock) as crew:
+        adopting = asyncio.create_task(crew.adopt())
+        for _ in range(20):
+            await clock.advance(1)
+        await adopting
+        assert crew.vacant() == []
+        await crew.stop()
