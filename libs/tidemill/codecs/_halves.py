@@ -41,11 +41,12 @@ class Halves(Codec):
         target = destination(out, 2 * values.size)
         halves = target.view(self.kind)
         torch = loaded_torch()
-        if torch is not None and values.flags.writeable:  # PyTorch warns of memory that it must not write
-            there = torch.from_numpy(target.view("<i2")).view(getattr(torch, self.name))
-            there.copy_(torch.from_numpy(values))
-        else:
+        if torch is None:
             self.narrow(values, halves)
+        else:
+            source = values if values.flags.writeable else values.copy()  # it warns of memory that it must not write
+            there = torch.from_numpy(target.view("<i2")).view(getattr(torch, self.name))
+            there.copy_(torch.from_numpy(source))
         if not finite(halves):
             raise self._refusal(values)
         return target.data
