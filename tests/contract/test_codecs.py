@@ -157,7 +157,7 @@ def survives(codec: Codec, data: bytes, elements: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(random=st.randoms(use_true_random=False), elements=st.integers(1, 40), short=st.integers(0, 40))
 def test_survives_any_bytes(name: str, random: Any, elements: int, short: int) -> None:
     codec = catalogue.make(name, {"fraction": 0.5} if name == "topk" else {})
@@ -166,7 +166,7 @@ def test_survives_any_bytes(name: str, random: Any, elements: int, short: int) -
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     values=gradients.floats(),
     flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),

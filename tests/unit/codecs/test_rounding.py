@@ -61,7 +61,7 @@ def test_halves_are_within_half_an_ulp(name: str, size: int) -> None:
         check_halves(name, values)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=gradients.floats(65504))
 def test_any_halves_are_within_half_an_ulp(values: Array) -> None:
     check_halves("fp16", values)
@@ -124,14 +124,14 @@ def test_int8_is_within_half_a_scale(size: int) -> None:
     check_int8(np.full(size, MAX, np.float32))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(values=gradients.floats(MAX))
 @example(values=np.array([MAX, -MAX, 0], np.float32))
 def test_any_int8_is_within_half_a_scale(values: Array) -> None:
     check_int8(values)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     steps=st.lists(st.integers(-254, 254), min_size=1, max_size=200),
     scale=st.floats(2.0**-100, 2.0**100, width=32),
