@@ -1,7 +1,5 @@
 """Compute alone: every worker makes whole steps of its own, at the same time as the others, and sends nothing."""
 
-from torch.optim import SGD
-
 from trainers import nets
 from trainers.job import Job, train
 
@@ -19,12 +17,11 @@ def known(job: Job) -> bool:
 def main(role: str, index: int, job: Job) -> None:
     """One worker."""
     net, batches = nets.prepare(job), nets.data(job, index)
-    optimizer = SGD(net.parameters(), net.model.rate)
 
     def step(i: int) -> int:
-        optimizer.zero_grad()
+        net.clear()
         net(*batches[i % len(batches)]).backward()
-        optimizer.step()
+        net.descend()
         return 0
 
     train(job, step, net.flat, index == 0)

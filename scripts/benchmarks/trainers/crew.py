@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from trainers.job import Job
 
-PATIENCE = 300.0
+PATIENCE = 600.0
 """Seconds in which all workers must get to the next halt."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
 """For all processes: memory is kept, so that no system pays for page faults in every step."""
@@ -24,6 +24,10 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": s
 
 class Broken(Exception):
     """A system that did not get through its steps."""
+
+
+class Wrong(Exception):
+    """A system whose parameters are not what they must be."""
 
 
 @dataclass(frozen=True, slots=True)

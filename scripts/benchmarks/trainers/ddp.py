@@ -24,18 +24,16 @@ def main(role: str, index: int, job: Job) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
-    from torch.optim import SGD
 
     net, batches = nets.prepare(job), nets.data(job, index)
     address = f"tcp://127.0.0.1:{job.ports[0]}"
     distributed.init_process_group("gloo", init_method=address, rank=index, world_size=job.workers)
     wrapped = DistributedDataParallel(net, gradient_as_bucket_view=net.model.kind != "embedding")
-    optimizer = SGD(net.parameters(), net.model.rate)
 
     def step(i: int) -> int:
-        optimizer.zero_grad()
+        net.clear()
         wrapped(*batches[i % len(batches)]).backward()
-        optimizer.step()
+        net.descend()
         # A ring sends and receives this; gathered sparse gradients come from each of the others.
         others = job.workers - 1
         sent = nets.size(value.grad for value in net.values)

@@ -65,6 +65,17 @@ class Net(nn.Module):
         """The loss of one batch."""
         return models.loss(self._ops, self.model, list(self.values), x, y)
 
+    def descend(self) -> None:
+        """One step of plain SGD, as `torch.optim.SGD` makes it on a CPU; without that class processes start sooner."""
+        with torch.no_grad():
+            for value in self.values:
+                value.add_(value.grad, alpha=-self.model.rate)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for value in self.values:
+            value.grad = None
+
     def flat(self) -> np.ndarray:
         """A copy of the parameters."""
         return np.concatenate([value.detach().numpy().ravel() for value in self.values])

@@ -1,7 +1,5 @@
 """What synchronous systems must come to: one process goes through the data of all workers. Never timed."""
 
-from torch.optim import SGD
-
 from trainers import nets
 from trainers.job import Job, train
 
@@ -15,13 +13,12 @@ def main(role: str, index: int, job: Job) -> None:
     """Mean gradients over all workers' batches."""
     net = nets.prepare(job)
     batches = [nets.data(job, rank) for rank in range(job.workers)]
-    optimizer = SGD(net.parameters(), net.model.rate)
 
     def step(i: int) -> int:
-        optimizer.zero_grad()
+        net.clear()
         for mine in batches:
             (net(*mine[i % len(mine)]) / job.workers).backward()
-        optimizer.step()
+        net.descend()
         return 0
 
     train(job, step, net.flat, True)

@@ -109,7 +109,10 @@ def laid_out(value: Any, axes: tuple[int, ...]) -> Any:
 
 
 def steps(tf: Any, model: Model, variables: list[Any], pack: int) -> Any:
-    """A function of some steps of plain SGD, the first of them step i; it gives the time at which it ended."""
+    """A function of some steps of plain SGD, the first of them step i; it gives a time at which it ran.
+
+    TensorFlow may read the clock anywhere in a step; from one to the next it is a step all the same.
+    """
     pool = models.batches(model, 0)
     images = model.kind == "resnet"
     xs = tf.constant([x.transpose(0, 2, 3, 1) if images else x for x, _ in pool])

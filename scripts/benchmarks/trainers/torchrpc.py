@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch.distributed import rpc
 from torch.futures import Future
-from torch.optim import SGD
 
 from trainers import nets
 from trainers.job import Job, train
@@ -31,12 +30,10 @@ class Server:
 
     def __init__(self, job: Job) -> None:
         self._net = nets.prepare(job)
-        self._optimizer = SGD(self._net.parameters(), self._net.model.rate)
         self._lock = threading.Lock()
         self._workers = job.workers
         self._arrived = 0
         self._next: Future[Any] = Future()
-        self._optimizer.zero_grad()
 
     def push(self, gradients: list[Any]) -> Any:
         """Take one worker's gradients; a future of the parameters after this round."""
@@ -49,8 +46,8 @@ class Server:
             if self._arrived == self._workers:
                 for value in values:
                     value.grad.div_(self._workers)
-                self._optimizer.step()
-                self._optimizer.zero_grad()
+                self._net.descend()
+                self._net.clear()
                 self._arrived, self._next = 0, Future()
                 answer.set_result([value.detach() for value in values])
         return answer
@@ -75,8 +72,7 @@ def main(role: str, index: int, job: Job) -> None:
     values = list(net.values)
 
     def step(i: int) -> int:
-        for value in values:
-            value.grad = None
+        net.clear()
         net(*batches[i % len(batches)]).backward()
         gradients = [value.grad for value in values]
         with torch.no_grad():
