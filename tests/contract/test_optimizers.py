@@ -271,7 +271,7 @@ def test_begins_anew_from_its_first_state(name: str) -> None:
 def test_refuses_a_state_that_is_not_its_own(name: str) -> None:
     made = ours(name, {}, 1)[1]
     state = made.state()
-    wrong = [{**state, "speed": [None] * len(SIZES)}]
+    wrong: list[dict[str, list[Array | None]]] = [{**state, "speed": [None] * len(SIZES)}]
     if state:
         some = next(iter(state))
         wrong += [{**state, some: state[some][1:]}, {**state, some: [np.ones(7, np.float32)] * len(SIZES)}]

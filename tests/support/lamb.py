@@ -24,15 +24,16 @@ class WholeLamb(torch.optim.Optimizer):
         """Make one step."""
         for group in self.param_groups:
             for x in group["params"]:
-                self._step(x, x.grad, group["lr"], *group["betas"], group["eps"], group["weight_decay"])
+                self._step(x, x.grad, group["lr"], group["betas"], group["eps"], group["weight_decay"])
 
     def _step(
-        self, x: torch.Tensor, g: torch.Tensor, lr: float, beta1: float, beta2: float, eps: float, decay: float
+        self, x: torch.Tensor, g: torch.Tensor, lr: float, betas: tuple[float, float], eps: float, decay: float
     ) -> None:
         state = self.state[x]
         if not state:
             state.update(t=0, m=torch.zeros_like(x), v=torch.zeros_like(x))
         state["t"] += 1
+        beta1, beta2 = betas
         m, v, t = state["m"], state["v"], state["t"]
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)

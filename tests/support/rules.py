@@ -42,8 +42,8 @@ class Shards:
         self.exchanges = 0
         self._tensors = len(tensors)
 
-    def step(self, gradient: Array | dict[int, Rows]) -> None:
-        """One step on all shards; touched rows by block when they are not a whole gradient."""
+    def step(self, gradient: Array | dict[int, Array | Rows]) -> None:
+        """One step on all shards; each block its gradient or touched rows when they are not one vector."""
         working = [
             rule.step(
                 [self.values[block.slice] for block in part],
