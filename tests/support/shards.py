@@ -76,8 +76,8 @@ class Shards:
         return list(await asyncio.gather(*calls))
 
     def client(self, name: str = GROUP, **options: Any) -> ParametersClient:
-        """A worker's client of a group."""
-        return ParametersClient(self.addresses, name, **options)
+        """A worker's client of a group, which shares no memory unless asked to."""
+        return ParametersClient(self.addresses, name, **{"shared": False, **options})
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric over the shards in this process."""

@@ -150,7 +150,7 @@ class ParametersAdmin:
         return groups
 
 
-def _mode(name: str) -> pb.Consistency.Mode:
+def _mode(name: str) -> pb.Consistency.Mode.ValueType:
     modes = {"bsp": pb.Consistency.MODE_BSP, "ssp": pb.Consistency.MODE_SSP, "asp": pb.Consistency.MODE_ASP}
     if name not in modes:
         raise errors.invalid("mode", f"must be one of {', '.join(modes)}, not {name[:40]!r}")

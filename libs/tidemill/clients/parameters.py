@@ -16,6 +16,7 @@ from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
+from tidemill.clients.sharedmemory import Segments, SharedSegment
 from tidemill.errors import invalid
 from tidemill.rpc import deadline
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
@@ -78,6 +79,7 @@ class ParametersClient:
         group: `groups/{group}`.
         tracer: makes client spans inside of a recorded span.
         patience: seconds for which an operation is repeated on a shard that cannot be reached.
+        shared: whether a worker shares memory with the shards on its host, where these offer it.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class ParametersClient:
         *,
         tracer: trace.Tracer | None = None,
         patience: float = 60.0,
+        shared: bool = True,
     ) -> None:
         self.group = group
+        self._segments = Segments(len(addresses) if shared else 0)
         self._tracer = tracer
         self._up = Fanout(len(addresses), patience, "push")
         self._down = Fanout(len(addresses), patience, "pull")
@@ -184,13 +188,25 @@ class ParametersClient:
         header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
 
         def push(shard: int, calls: Calls) -> pb.PushResponse:
+            segment = None if values is None else self._segment(shard, worker, attempt, calls)
+            if segment is not None and not segment.free_for(step):
+                segment = None  # what lies there may still be needed
+            own = pb.PushHeader()
+            own.CopyFrom(header)
+            own.shared = segment is not None
+            if segment is not None and values is not None:
+                segment.write(values)
+
             def requests() -> Iterator[bytes]:
-                yield pb.PushRequest(header=header).SerializeToString()
-                if values is not None:
+                yield pb.PushRequest(header=own).SerializeToString()
+                if values is not None and segment is None:
                     for data in self._chunks(shard, values):
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, data))
 
-            response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
+            with self._segments.checked(shard):
+                response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
+            if segment is not None and (response.version > step or not self.layout.rounds):
+                segment.free()
             return response
 
         responses = self._up.run(push)
@@ -202,6 +218,7 @@ class ParametersClient:
         out: Array | None = None,
         *,
         worker: int | None = None,
+        attempt: int = 0,
         timeout: float | None = None,
         versions: Array | None = None,
     ) -> tuple[int, Array]:
@@ -213,7 +230,8 @@ class ParametersClient:
             out: where to put them: a vector of float32 of the group's length, undefined after an error; a new one
                 unless given.
             worker: rank of who pulls. Without rounds such a pull waits until its own pushes were applied, and for
-                those who are too far behind.
+                those who are too far behind. Only such a pull shares memory.
+            attempt: of that worker.
             timeout: seconds to wait at most.
             versions: where to put the version of each block, int64, by index of the block.
 
@@ -236,7 +254,7 @@ class ParametersClient:
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             wanted = min(self.versions()) if version == LATEST and layout.rounds else version
-            request = pb.PullRequest(name=self.group, version=wanted, worker=worker)
+            request = pb.PullRequest(name=self.group, version=wanted, worker=worker, attempt=attempt)
             try:
                 self._down.run(partial(self._receive, request, flat, vector, ends))
             except errors.OutOfRange:
@@ -279,6 +297,7 @@ class ParametersClient:
         """Close the connections; operations at work in other threads end with `Cancelled`."""
         self._up.close()
         self._down.close()
+        self._segments.close()
         for channel in self._channels:
             channel.close()
 
@@ -325,17 +344,41 @@ class ParametersClient:
     def _receive(
         self, request: pb.PullRequest, flat: Array, versions: Array, ends: float | None, shard: int, calls: Calls
     ) -> None:
-        stub = self._pulling[shard]
+        stub, parts = self._pulling[shard], self.layout.parts[shard]
         left = None if ends is None else max(ends - time.monotonic(), 0.001)
-        missing = {block.index: block for block in self.layout.parts[shard]}
+        segment = None
+        if request.HasField("worker"):
+            segment = self._segment(shard, request.worker, request.attempt, calls)
+        own = pb.PullRequest()
+        own.CopyFrom(request)
+        own.shared = segment is not None
+        missing = {block.index: block for block in parts}
         with (
+            self._segments.checked(shard),
             call_context(self._tracer, stub.Pull) as metadata,
-            calls.open(stub.Pull(request, metadata=metadata, timeout=deadline.timeout(left))) as call,
+            calls.open(stub.Pull(own, metadata=metadata, timeout=deadline.timeout(left))) as call,
         ):
             for response in call:
-                if response.HasField("block"):
+                if segment is not None and not response.HasField("block"):
+                    versions[list(missing)] = response.version
+                    missing.clear()
+                elif response.HasField("block"):
                     block = missing.pop(response.block.block)
-                    flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
+                    if segment is None:
+                        flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
                     versions[block.index] = response.version
         if missing:
             raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {request.version}")
+        if segment is not None:
+            segment.read(flat)
+            segment.pulled(request.version)
+
+    def _segment(self, shard: int, worker: int, attempt: int, calls: Calls) -> SharedSegment | None:
+        """The memory that this worker shares with a shard; None when they share none."""
+
+        def attach() -> pb.AttachResponse:
+            request = pb.AttachRequest(name=self.group, worker=worker, attempt=attempt)
+            response: pb.AttachResponse = self._call(self._pulling[shard].Attach, request, calls, DEFAULT_TIMEOUT)
+            return response
+
+        return self._segments.of(shard, (worker, attempt), attach, self.layout.parts[shard])

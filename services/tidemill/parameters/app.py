@@ -36,7 +36,7 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
     groups = Groups(limits, clock=clock, tracer=telemetry.tracer, closed=metrics.round_closed)
     pulls = Slots(config.threads - config.reserved_threads, "pulls", "TOO_MANY_PULLS")
     pushes = Slots(config.threads - config.reserved_threads, "pushes and loads", "TOO_MANY_PUSHES")
-    servicer = ParameterServicer(groups, pulls, pushes, metrics)
+    servicer = ParameterServicer(groups, pulls, pushes, metrics, share=config.shared_memory)
     server = ThreadServer(
         [Service.of(add_to_server, servicer, SERVICE)],
         app.observer(config, telemetry),

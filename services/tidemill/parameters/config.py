@@ -32,6 +32,9 @@ class Config(ServerConfig):
         "threads that neither pulls nor pushes and loads take, so that other calls go on", 16
     )
     silence_seconds: float = setting("longest time that a push or load may send nothing", 30.0)
+    shared_memory: bool = setting(
+        "whether workers on this host share memory with this shard, in place of messages", True
+    )
     optimizer_threads: int = setting("threads of PyTorch for one operation; more processes scale better", 1)
 
     def __post_init__(self) -> None:

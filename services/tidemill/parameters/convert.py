@@ -15,7 +15,9 @@ from tidemill.parameters.catalogue import Choice, Description
 from tidemill.parameters.consistency.base import Reading, Wish
 from tidemill.parameters.definition import Definition, Tensor, Way
 from tidemill.parameters.group import Group
+from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header, Outcome
+from tidemill.parameters.sharedmemory import Segment
 from tidemill.rpc.frames import Piece, frame
 from tidemill.tensors.blocks import Array, Block
 
@@ -154,7 +156,11 @@ def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
         raise invalid("header", "the first message must carry the header", reason="MISSING_HEADER")
     header = request.header
     return group_name(header.name), Header(
-        worker=header.worker, step=header.step, attempt=header.attempt, samples=header.samples
+        worker=header.worker,
+        step=header.step,
+        attempt=header.attempt,
+        samples=header.samples,
+        shared=header.shared,
     )
 
 
@@ -188,6 +194,30 @@ def from_reading(reading: Reading) -> Iterator[bytes]:
         yield b"".join(frame(start, pb.PullResponse.BLOCK_FIELD_NUMBER, _data(block.index, values)))
     if empty:
         yield pb.PullResponse(version=reading.version).SerializeToString()
+
+
+def into_segment(reading: Reading, part: Part, segment: Segment) -> Iterator[bytes]:
+    """Put what is read into shared memory; the serialized `PullResponse`s, one alone when all is of one version."""
+    versions = {}
+    for block, values, made in reading.blocks:
+        part.view(segment.parameters, block.index)[:] = values
+        versions[block.index] = made
+    if len(set(versions.values())) <= 1:
+        yield pb.PullResponse(version=next(iter(versions.values()), reading.version)).SerializeToString()
+        return
+    for index, made in versions.items():
+        yield pb.PullResponse(version=made, block=pb.BlockData(block=index)).SerializeToString()
+
+
+def from_segment(segment: Segment) -> pb.AttachResponse:
+    """The message of shared memory."""
+    return pb.AttachResponse(
+        path=segment.path,
+        nonce=segment.nonce,
+        gradients_offset=segment.gradients_offset,
+        parameters_offset=segment.parameters_offset,
+        size=segment.size,
+    )
 
 
 def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[bytes]:

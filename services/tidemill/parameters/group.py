@@ -19,6 +19,7 @@ from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale
 from tidemill.parameters.consistency.base import Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.rounds import Header, Outcome
+from tidemill.parameters.sharedmemory import Segment
 from tidemill.parameters.staging import Staging, superseded
 from tidemill.slots import Slots
 from tidemill.telemetry import attributes
@@ -37,12 +38,14 @@ class Member:
         seen: when it was last heard of, wall-clock time; 0 = never.
         waits: what its pulls wait for, in words.
         staging: where a push of its attempt gathers.
+        segment: memory that its attempt shares.
     """
 
     attempt: int = 0
     seen: float = 0.0
     waits: list[str] = field(default_factory=list)
     staging: tuple[int, Staging] | None = None
+    segment: tuple[int, Segment] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +181,8 @@ class Group:
             if staging is None:
                 return self._repeated()
             try:
+                if header.shared and header.samples:
+                    staging.fill(self.shared(header.worker, header.attempt).gradients)
                 for index, data in blocks:
                     staging.add(index, data)
                 # Without samples the gradients weigh nothing: they need not be sent.
@@ -188,6 +193,48 @@ class Group:
             with self._changed:
                 self._duplicates += 1
             raise
+
+    def attach(self, worker: int, attempt: int) -> Segment:
+        """Memory for a worker's attempt to share, the same one each time it asks.
+
+        Raises:
+            Invalid: the group has no such worker.
+            Stale: a later attempt of this rank was here.
+            Exhausted: there is no memory.
+            FailedPrecondition: reason NO_SHARED_MEMORY, this system has none.
+        """
+        with self._changed:
+            self._check()
+            member = self._member(worker)
+            if attempt < member.attempt:
+                raise self._stale(worker, attempt, member.attempt)
+            if member.segment is not None:
+                known, segment = member.segment
+                if known == attempt:
+                    return segment
+                if attempt < known:
+                    raise self._stale(worker, attempt, known)
+                segment.close()
+            member.segment = attempt, Segment(self.part.elements)
+            return member.segment[1]
+
+    @property
+    def attached(self) -> int:
+        """Bytes of the parameters that lie in shared memory once more."""
+        return 4 * self.part.elements * sum(member.segment is not None for member in self._members)
+
+    def shared(self, worker: int, attempt: int) -> Segment:
+        """What `attach` gave to this attempt.
+
+        Raises:
+            FailedPrecondition: reason NOT_ATTACHED, it gave nothing.
+        """
+        with self._changed:
+            self._check()
+            held = self._member(worker).segment
+        if held is None or held[0] != attempt:
+            raise FailedPrecondition(f"worker {worker} shares no memory with this shard", reason="NOT_ATTACHED")
+        return held[1]
 
     @contextmanager
     def reading(self, wish: Wish, alive: Callable[[], bool]) -> Iterator[Reading]:
@@ -257,6 +304,9 @@ class Group:
                 if member.staging is not None:
                     member.staging[1].drop(error)
                     member.staging = None
+                if member.segment is not None:
+                    member.segment[1].close()
+                    member.segment = None
             self._way = None
             self._changed.notify_all()
 
@@ -314,7 +364,7 @@ class Group:
             if member.staging is not None:
                 attempt, other = member.staging
                 if attempt > header.attempt:
-                    raise self._stale(header, attempt)
+                    raise self._stale(header.worker, header.attempt, attempt)
                 # The worker began again while its broken stream was not yet noticed here: one buffer a worker.
                 other.drop(superseded)
             subject = {"worker": str(header.worker), "step": str(header.step)}
@@ -333,15 +383,15 @@ class Group:
         self._check()
         member = self._member(header.worker)
         if header.attempt < member.attempt:
-            raise self._stale(header, member.attempt)
+            raise self._stale(header.worker, header.attempt, member.attempt)
         member.seen = self._clock.now()
         return self._loaded().joins(header)
 
-    def _stale(self, header: Header, attempt: int) -> Stale:
+    def _stale(self, worker: int, attempt: int, later: int) -> Stale:
         return Stale(
-            f"worker {header.worker} was replaced: attempt {header.attempt} is over, {attempt} is at work",
+            f"worker {worker} was replaced: attempt {attempt} is over, {later} is at work",
             reason="STALE_ATTEMPT",
-            metadata={"worker": str(header.worker), "attempt": str(attempt)},
+            metadata={"worker": str(worker), "attempt": str(later)},
         )
 
     def _commit(self, header: Header, staging: Staging, gradients: Array) -> Outcome:

@@ -15,6 +15,7 @@ from tidemill.parameters.definition import Definition
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import limit_threads
 from tidemill.parameters.part import Part
+from tidemill.parameters.sharedmemory import Segment
 from tidemill.slots import Slots
 
 
@@ -110,6 +111,23 @@ class Groups:
             raise NotFound(f"{name[:160]} is not on this shard", metadata={"name": name[:160]})
         return group
 
+    def attach(self, name: str, worker: int, attempt: int) -> Segment:
+        """Memory for a worker of a group to share. Raises as `Group.attach`, and Exhausted at this shard's limit."""
+        with self._changing:
+            group = self.get(name)
+            asked = 4 * group.part.elements
+            held = self._held()
+            if held + asked > self._limits.bytes:
+                raise Exhausted(
+                    f"shared memory for {name} takes {asked} bytes more; all groups may take {self._limits.bytes}, "
+                    f"{held} are taken",
+                    reason="TOO_MANY_PARAMETERS",
+                )
+            return group.attach(worker, attempt)
+
+    def _held(self) -> int:
+        return sum(needed(group.definition) + group.attached for group in self._groups.values())
+
     def after(self, name: str, count: int) -> list[Group]:
         """The first `count` groups after `name`, in order of name; "" = from the start."""
         groups = self._groups
@@ -134,7 +152,7 @@ class Groups:
     def _admit(self, definition: Definition) -> None:
         if len(self._groups) >= self._limits.groups:
             raise Exhausted(f"this shard holds {len(self._groups)} groups already", reason="TOO_MANY_GROUPS")
-        held = sum(needed(group.definition) for group in self._groups.values())
+        held = self._held()
         asked, allowed = needed(definition), self._limits.bytes
         if held + asked > allowed:
             raise Exhausted(

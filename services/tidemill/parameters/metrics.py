@@ -21,6 +21,9 @@ class Metrics:
         )
         self.pushed_bytes = Counter(attributes.METRIC_PUSHED_BYTES, "Bytes of gradients received.", registry=registry)
         self.pulled_bytes = Counter(attributes.METRIC_PULLED_BYTES, "Bytes of parameters sent.", registry=registry)
+        self.shared_bytes = Counter(
+            attributes.METRIC_SHARED_BYTES, "Bytes that were left in shared memory.", ["direction"], registry=registry
+        )
 
     def round_closed(self, seconds: float) -> None:
         """Count a round."""

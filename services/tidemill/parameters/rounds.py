@@ -7,7 +7,7 @@ import numpy as np
 
 from tidemill.errors import invalid
 from tidemill.parameters.part import Part
-from tidemill.tensors.blocks import Array
+from tidemill.tensors.blocks import BLOCK, Array
 
 MAX_SAMPLES = 2**40
 
@@ -24,6 +24,8 @@ class Header:
     step: int
     attempt: int
     samples: int
+    shared: bool = False
+    """Whether the gradients lie in memory that the worker shares."""
 
     def __post_init__(self) -> None:
         for field in ("step", "attempt"):
@@ -53,26 +55,35 @@ class Contribution:
     """Mean gradients over the worker's samples, all blocks of the part; of any size when there are no samples."""
 
 
-def mean(contributions: Iterable[Contribution], part: Part) -> Array | None:
-    """The mean gradients over all samples of a round; None when there are none. Overwrites the contributions.
+class Mean:
+    """The mean gradients over all samples of a round.
 
     sum(samples_r / samples * g_r) is added up in the order given, one rounding after the other: the result depends on
-    neither the order of arrival nor on where the vector is cut, and with one worker it is that worker's to the bit.
+    neither the order of arrival nor on where the vector is cut, and with one worker it is that worker's to the bit. The
+    contributions are only read: their workers may be writing the same once more.
+
+    Args:
+        contributions: in order of rank.
+        part: whose blocks they are of.
     """
-    weighing = [contribution for contribution in contributions if contribution.samples]
-    if not weighing:
-        return None
-    samples = sum(contribution.samples for contribution in weighing)
-    total = weighing[0].gradients
-    if len(weighing) == 1:
-        return total
-    # Block by block: a block fits into the cache, the vector does not.
-    with np.errstate(over="ignore"):
-        for block in part.blocks:
-            sums = part.view(total, block.index)
-            sums *= np.float32(weighing[0].samples / samples)
-            for contribution in weighing[1:]:
-                gradients = part.view(contribution.gradients, block.index)
-                gradients *= np.float32(contribution.samples / samples)
-                sums += gradients
-    return total
+
+    def __init__(self, contributions: Iterable[Contribution], part: Part) -> None:
+        weighing = [contribution for contribution in contributions if contribution.samples]
+        self.samples = sum(contribution.samples for contribution in weighing)
+        """Of the round; without any there is no mean."""
+        self._part = part
+        self._weighing = [(one.gradients, np.float32(one.samples / self.samples)) for one in weighing]
+        self._spare = np.empty(BLOCK if len(weighing) > 1 else 0, np.float32)
+
+    def into(self, out: Array, index: int) -> None:
+        """Put the mean of the block `index` into `out`. A block fits into the cache, the vector does not."""
+        (first, weight), *others = self._weighing
+        if not others:
+            np.copyto(out, self._part.view(first, index))
+            return
+        spare = self._spare[: out.size]
+        with np.errstate(over="ignore"):
+            np.multiply(self._part.view(first, index), weight, out=out)
+            for gradients, weight in others:
+                np.multiply(self._part.view(gradients, index), weight, out=spare)
+                out += spare

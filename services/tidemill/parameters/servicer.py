@@ -31,9 +31,11 @@ class ParameterServicer:
         pulls: places for calls that send blocks, whether they wait or not: fewer than there are threads.
         pushes: the same for calls that receive blocks.
         metrics: what is counted.
+        share: whether workers on this host share memory with it.
     """
 
-    def __init__(self, groups: Groups, pulls: Slots, pushes: Slots, metrics: Metrics) -> None:
+    def __init__(self, groups: Groups, pulls: Slots, pushes: Slots, metrics: Metrics, *, share: bool = False) -> None:
+        self._share = share
         self._groups = groups
         self._pulls = pulls
         self._pushes = pushes
@@ -73,7 +75,10 @@ class ParameterServicer:
             with self._pushes:
                 name, header = convert.to_header(next(request_iterator, None))
                 _describe(name, header)
-                outcome = self._groups.get(name).push(header, _counted(request_iterator, self._metrics.pushed_bytes))
+                group = self._groups.get(name)
+                if header.shared:
+                    self._metrics.shared_bytes.labels("push").inc(4 * group.part.elements)
+                outcome = group.push(header, _counted(request_iterator, self._metrics.pushed_bytes))
         except (errors.TidemillError, grpc.RpcError):
             self._metrics.pushes.labels("refused").inc()
             raise
@@ -88,9 +93,21 @@ class ParameterServicer:
         context.add_callback(group.wake)
         with self._pulls, group.reading(convert.to_wish(request), context.is_active) as reading:
             trace.get_current_span().set_attributes({attributes.GROUP: group.name, attributes.VERSION: reading.version})
+            if request.shared:
+                segment = group.shared(request.worker, request.attempt)
+                self._metrics.shared_bytes.labels("pull").inc(segment.parameters.nbytes)
+                yield from convert.into_segment(reading, group.part, segment)
+                return
             for response in convert.from_reading(reading):
                 self._metrics.pulled_bytes.inc(len(response))
                 yield response
+
+    def Attach(self, request: pb.AttachRequest, context: grpc.ServicerContext) -> pb.AttachResponse:
+        """Share memory with a worker."""
+        name = convert.group_name(request.name)
+        if not self._share or not is_local(context.peer()):
+            raise errors.FailedPrecondition("this shard shares no memory with you", reason="NO_SHARED_MEMORY")
+        return convert.from_segment(self._groups.attach(name, request.worker, request.attempt))
 
     def PullState(self, request: pb.PullStateRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Send the optimizer's state."""
@@ -107,6 +124,11 @@ class ParameterServicer:
     def CheckOptimizer(self, request: pb.CheckOptimizerRequest, context: grpc.ServicerContext) -> pb.Optimizer:
         """Check an optimizer, and fill in its defaults."""
         return convert.from_choice(convert.to_choice(request.optimizer))
+
+
+def is_local(peer: str) -> bool:
+    """Whether gRPC's name of a caller is one on this host."""
+    return peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:"))
 
 
 def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[tuple[int, bytes]]:

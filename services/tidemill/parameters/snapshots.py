@@ -66,11 +66,9 @@ class Snapshots:
         snapshot.buffer.readers -= 1
 
     def draft(self) -> Array:
-        """A copy of the latest values in memory that nobody else sees, to be changed and handed to `advance`."""
+        """Memory for the next values, which nobody else sees, to be filled and handed to `advance`."""
         spare, self._spare = self._spare, None
-        draft = np.empty_like(self.latest.values) if spare is None else spare
-        np.copyto(draft, self.latest.values)
-        return draft
+        return np.empty_like(self.latest.values) if spare is None else spare
 
     def advance(self, values: Array | None) -> None:
         """Let `values` be the next version; None = those of the latest have not changed."""

@@ -29,6 +29,21 @@ class Staging:
         self._dropped: Callable[[], TidemillError] | None = None
         self._received = 0
 
+    def fill(self, values: Array) -> None:
+        """Take all blocks at once, where they lie: they belong to this object from now on.
+
+        Raises:
+            Invalid: NON_FINITE.
+            TidemillError: the one that this was dropped with.
+        """
+        for block in self._part.blocks:
+            if self._dropped is not None:
+                raise self._dropped()
+            if not np.isfinite(self._part.view(values, block.index)).all():
+                raise self._invalid(block.index, "holds NaN or infinity", "NON_FINITE")
+        self._values, self._received = values, values.nbytes
+        self._missing.clear()
+
     @property
     def received(self) -> int:
         """Bytes that have come so far."""

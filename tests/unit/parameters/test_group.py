@@ -35,14 +35,13 @@ class Scripted(Optimizer):
     def start(self, sizes: Sequence[int]) -> None:
         """There is no state."""
 
-    def update(self, parameters: Any, gradients: Any) -> None:
-        """Not used: `step` needs no tensors here."""
+    def update(self, *_: Any) -> None:
+        """Not used: `step_block` needs no tensors here."""
 
-    def step(self, parameters: Sequence[Array], gradients: Sequence[Array]) -> None:
-        """Add the gradients."""
+    def step_block(self, at: int, parameters: Array, gradients: Any, learning_rate: float | None = None) -> None:
+        """Add the gradient."""
         self._before()
-        for values, gradient in zip(parameters, gradients, strict=True):
-            values += gradient
+        parameters += gradients
 
 
 def group(workers: int, before: Callable[[], None] = lambda: None) -> Group:

@@ -1,5 +1,7 @@
 """The mean of a round."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,13 +9,23 @@ from hypothesis import strategies as st
 
 from tidemill.errors import Invalid
 from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Contribution, Header, mean
+from tidemill.parameters.rounds import Contribution, Header, Mean
 from tidemill.tensors.blocks import Array, Block
 
 
 def part(*sizes: int) -> Part:
     starts = np.cumsum([0, *sizes])
     return Part([Block(i, int(starts[i]), size) for i, size in enumerate(sizes)])
+
+
+def mean(contributions: list[Contribution], cut: Part) -> Array | None:
+    found = Mean(contributions, cut)
+    if not found.samples:
+        return None
+    out = np.empty(cut.elements, np.float32)
+    for block in cut.blocks:
+        found.into(cut.view(out, block.index), block.index)
+    return out
 
 
 def contribution(samples: int, values: Array) -> Contribution:
@@ -61,5 +73,6 @@ def test_sums_that_overflow_make_no_noise() -> None:
 
 @pytest.mark.parametrize("field", ["step", "attempt", "samples"])
 def test_numbers_below_zero_are_refused(field: str) -> None:
+    wrong: dict[str, Any] = {"worker": 0, "step": 0, "attempt": 0, "samples": 0, field: -1}
     with pytest.raises(Invalid, match=field):
-        Header(**{"worker": 0, "step": 0, "attempt": 0, "samples": 0, field: -1})
+        Header(**wrong)

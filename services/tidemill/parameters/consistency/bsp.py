@@ -6,9 +6,9 @@ from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, R
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Contribution, Header, mean
+from tidemill.parameters.rounds import Contribution, Header, Mean
 from tidemill.parameters.snapshots import Snapshots
-from tidemill.tensors.blocks import Array
+from tidemill.tensors.blocks import BLOCK, Array
 
 
 class Bsp(Consistency):
@@ -68,22 +68,33 @@ class Bsp(Consistency):
     def apply(self, header: Header) -> Applied:
         """Add up what has come; after the last push, make the next version of it."""
         assert self._snapshots is not None
-        contributions = [self._arrived[rank] for rank in sorted(self._arrived)]
         if self._sums is not None:
             own = self._arrived[header.worker]
             self._sums.add(own.gradients, own.samples)
             self._arrived[header.worker] = Contribution(own.attempt, own.samples, np.empty(0, np.float32))
-            if len(contributions) < self.definition.workers:
+            if len(self._arrived) < self.definition.workers:
                 return Applied(version=self.version, samples=0)
-            gradients = self._sums.take()
-        else:
-            gradients = mean(contributions, self.part)
+        samples = sum(contribution.samples for contribution in self._arrived.values())
         self._next: Array | None = None
-        if gradients is not None:
-            self._next = self._snapshots.draft()
-            self.optimizer.step(self.part.views(self._next), self.part.views(gradients))
-        samples = sum(contribution.samples for contribution in contributions)
+        if samples:
+            self._next = self._step(self._snapshots.latest.values, self._snapshots.draft())
         return Applied(version=self.version + 1, samples=samples)
+
+    def _step(self, values: Array, draft: Array) -> Array:
+        """One step of the optimizer, block by block: each comes into the cache once."""
+        mean: Mean | Sums
+        if self._sums is not None:
+            mean = self._sums.take()
+        else:
+            mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
+        gradients = np.empty(BLOCK, np.float32)
+        for position, block in enumerate(self.part.blocks):
+            gradient = gradients[: block.elements]
+            mean.into(gradient, block.index)
+            target = self.part.view(draft, block.index)
+            np.copyto(target, self.part.view(values, block.index))
+            self.optimizer.step_block(position, target, gradient)
+        return draft
 
     def done(self, header: Header) -> None:
         """Let the next version be seen, if there is one."""
@@ -122,23 +133,29 @@ class Sums:
         self._samples = 0
 
     def add(self, gradients: Array, samples: int) -> None:
-        """Add mean gradients over so many samples, which belong to this object from then on."""
+        """Add mean gradients over so many samples."""
         if not samples:
             return
         self._samples += samples
+        values = self._values
+        if values is None:
+            self._values = gradients * np.float32(samples)
+            return
+        spare = np.empty(BLOCK, np.float32)
         with np.errstate(over="ignore"):
             for block in self._part.blocks:
-                added = self._part.view(gradients, block.index)
-                added *= np.float32(samples)
-                if self._values is not None:
-                    self._part.view(self._values, block.index)[:] += added
-        if self._values is None:
-            self._values = gradients
+                added = spare[: block.elements]
+                np.multiply(self._part.view(gradients, block.index), np.float32(samples), out=added)
+                self._part.view(values, block.index)[:] += added
 
-    def take(self) -> Array | None:
-        """The mean over all samples, None when there were none; and begin anew."""
-        values, samples = self._values, self._samples
+    def take(self) -> "Sums":
+        """What was added up; and begin anew."""
+        taken = Sums(self._part)
+        taken._values, taken._samples = self._values, self._samples
         self._values, self._samples = None, 0
-        if values is not None:
-            values /= np.float32(samples)
-        return values
+        return taken
+
+    def into(self, out: Array, index: int) -> None:
+        """Put the mean over all samples of the block `index` into `out`."""
+        assert self._values is not None
+        np.divide(self._part.view(self._values, index), np.float32(self._samples), out=out)

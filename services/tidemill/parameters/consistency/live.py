@@ -3,12 +3,14 @@
 import threading
 from collections.abc import Iterator
 
+import numpy as np
+
 from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
-from tidemill.tensors.blocks import Array, Block
+from tidemill.tensors.blocks import BLOCK, Array, Block
 
 
 class Live(Consistency):
@@ -63,11 +65,13 @@ class Live(Consistency):
         assert self._values is not None
         _, gradients = self._pushes[header.worker]
         if header.samples:
+            # Optimizers overwrite gradients, which may be the worker's: it may be writing them once more.
+            copy = np.empty(BLOCK, np.float32)
             for position, block in enumerate(self.part.blocks):
+                gradient = copy[: block.elements]
+                np.copyto(gradient, self.part.view(gradients, block.index))
                 with self._locks[position]:
-                    self.optimizer.step_block(
-                        position, self.part.view(self._values, block.index), self.part.view(gradients, block.index)
-                    )
+                    self.optimizer.step_block(position, self.part.view(self._values, block.index), gradient)
                     self._versions[position] += 1
         return Applied(version=self._steps + 1, samples=header.samples)
 

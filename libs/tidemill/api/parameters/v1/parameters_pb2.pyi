@@ -136,7 +136,9 @@ class Consistency(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -180,7 +182,20 @@ class Member(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "seen_time", b"seen_time", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "attempt",
+        b"attempt",
+        "bytes_in_flight",
+        b"bytes_in_flight",
+        "clock",
+        b"clock",
+        "seen_time",
+        b"seen_time",
+        "waits_for",
+        b"waits_for",
+        "worker",
+        b"worker",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,9 +308,42 @@ class Group(_message.Message):
         consistency: Global___Consistency | None = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal[
+        "consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer"
+    ]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "shard", b"shard", "shards", b"shards", "state", b"state", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "arrived",
+        b"arrived",
+        "blocks",
+        b"blocks",
+        "consistency",
+        b"consistency",
+        "create_time",
+        b"create_time",
+        "duplicates",
+        b"duplicates",
+        "members",
+        b"members",
+        "name",
+        b"name",
+        "optimizer",
+        b"optimizer",
+        "samples",
+        b"samples",
+        "shard",
+        b"shard",
+        "shards",
+        b"shards",
+        "state",
+        b"state",
+        "tensors",
+        b"tensors",
+        "version",
+        b"version",
+        "workers",
+        b"workers",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -488,6 +536,7 @@ class PushHeader(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     worker: _builtins.int
@@ -502,6 +551,11 @@ class PushHeader(_message.Message):
     """Number of samples in the worker's part of the batch, 0 to 2^40, which weighs its gradients; 0 = it had none in this
     step: then its gradients count for nothing, and the blocks may be left out.
     """
+    shared: _builtins.bool
+    """Whether the gradients lie in the memory that the worker got from Attach: then no blocks follow. They belong to the
+    shard until a pull of a later version or clock has been answered. FAILED_PRECONDITION (NOT_ATTACHED) when this
+    attempt has none.
+    """
     def __init__(
         self,
         *,
@@ -510,14 +564,107 @@ class PushHeader(_message.Message):
         step: _builtins.int = ...,
         attempt: _builtins.int = ...,
         samples: _builtins.int = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "samples", b"samples", "step", b"step", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "attempt",
+        b"attempt",
+        "name",
+        b"name",
+        "samples",
+        b"samples",
+        "shared",
+        b"shared",
+        "step",
+        b"step",
+        "worker",
+        b"worker",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushHeader: _TypeAlias = PushHeader  # noqa: Y015
+
+@_typing.final
+class AttachRequest(_message.Message):
+    """Asks for shared memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`groups/{group}`."""
+    worker: _builtins.int
+    """Rank of the worker, from 0."""
+    attempt: _builtins.int
+    """Number of times this rank was replaced so far, as in `PushHeader`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        worker: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachRequest: _TypeAlias = AttachRequest  # noqa: Y015
+
+@_typing.final
+class AttachResponse(_message.Message):
+    """Shared memory: the gradients of the worker, which it writes, and the parameters, which the shard writes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    GRADIENTS_OFFSET_FIELD_NUMBER: _builtins.int
+    PARAMETERS_OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where to open it, on the host of the shard."""
+    nonce: _builtins.bytes
+    """What its first bytes must be, so that a worker on another host is not misled by a file of the same name."""
+    gradients_offset: _builtins.int
+    """First byte of the gradients: all blocks of the shard in order of index, one after the other, FP32."""
+    parameters_offset: _builtins.int
+    """First byte of the parameters, likewise."""
+    size: _builtins.int
+    """Size of the whole in bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        nonce: _builtins.bytes = ...,
+        gradients_offset: _builtins.int = ...,
+        parameters_offset: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "gradients_offset",
+        b"gradients_offset",
+        "nonce",
+        b"nonce",
+        "parameters_offset",
+        b"parameters_offset",
+        "path",
+        b"path",
+        "size",
+        b"size",
+    ]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachResponse: _TypeAlias = AttachResponse  # noqa: Y015
 
 @_typing.final
 class PushRequest(_message.Message):
@@ -586,6 +733,8 @@ class PullRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     version: _builtins.int
@@ -594,16 +743,37 @@ class PullRequest(_message.Message):
     """
     worker: _builtins.int
     """Rank of the worker that pulls; missing = nobody's: such a pull waits for the first values only with SSP and ASP."""
+    shared: _builtins.bool
+    """Whether the parameters are to be put into the memory that the worker got from Attach: then the responses carry blocks
+    without data. FAILED_PRECONDITION (NOT_ATTACHED) when this attempt has none.
+    """
+    attempt: _builtins.int
+    """With `shared`: the worker's attempt."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         version: _builtins.int = ...,
         worker: _builtins.int | None = ...,
+        shared: _builtins.bool = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "name", b"name", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "_worker",
+        b"_worker",
+        "attempt",
+        b"attempt",
+        "name",
+        b"name",
+        "shared",
+        b"shared",
+        "version",
+        b"version",
+        "worker",
+        b"worker",
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
     _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
@@ -740,7 +910,9 @@ class OptimizerParameter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_json", b"default_json", "description", b"description", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "default_json", b"default_json", "description", b"description", "name", b"name", "type", b"type"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -772,7 +944,9 @@ class OptimizerDescription(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal[
+        "description", b"description", "name", b"name", "parameters", b"parameters"
+    ]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,6 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
-
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -80,11 +79,18 @@ class ParameterServiceStub:
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
     """
+    Attach: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]
+    """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
+    Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
+    another host, or where it is switched off: then they travel in messages, with the same meaning.
+    """
     PullState: _grpc.UnaryStreamMultiCallable[_parameters_pb2.PullStateRequest, _parameters_pb2.PullStateResponse]
     """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
     another is RESOURCE_EXHAUSTED with a retry delay.
     """
-    ListOptimizers: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]
+    ListOptimizers: _grpc.UnaryUnaryMultiCallable[
+        _parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse
+    ]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]
     """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
@@ -135,11 +141,18 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
     """
+    Attach: _aio.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]  # type: ignore[assignment]
+    """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
+    Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
+    another host, or where it is switched off: then they travel in messages, with the same meaning.
+    """
     PullState: _aio.UnaryStreamMultiCallable[_parameters_pb2.PullStateRequest, _parameters_pb2.PullStateResponse]  # type: ignore[assignment]
     """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
     another is RESOURCE_EXHAUSTED with a retry delay.
     """
-    ListOptimizers: _aio.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]  # type: ignore[assignment]
+    ListOptimizers: _aio.UnaryUnaryMultiCallable[
+        _parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse
+    ]  # type: ignore[assignment]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _aio.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]  # type: ignore[assignment]
     """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
@@ -231,11 +244,24 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request: _parameters_pb2.AttachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_parameters_pb2.AttachResponse, _abc.Awaitable[_parameters_pb2.AttachResponse]]:
+        """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
+        Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
+        another host, or where it is switched off: then they travel in messages, with the same meaning.
+        """
+
+    @_abc_1.abstractmethod
     def PullState(
         self,
         request: _parameters_pb2.PullStateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_parameters_pb2.PullStateResponse], _abc.AsyncIterator[_parameters_pb2.PullStateResponse]]:
+    ) -> _typing.Union[
+        _abc.Iterator[_parameters_pb2.PullStateResponse], _abc.AsyncIterator[_parameters_pb2.PullStateResponse]
+    ]:
         """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
         another is RESOURCE_EXHAUSTED with a retry delay.
         """
@@ -256,4 +282,6 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_parameters_pb2.Optimizer, _abc.Awaitable[_parameters_pb2.Optimizer]]:
         """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
 
-def add_ParameterServiceServicer_to_server(servicer: ParameterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_ParameterServiceServicer_to_server(
+    servicer: ParameterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
+) -> None: ...
