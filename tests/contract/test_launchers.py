@@ -97,7 +97,8 @@ async def test_output_status_and_environment(make: Make, monkeypatch: pytest.Mon
     await process.forget()
     await launcher.clean(JOB)
     assert await launcher.adopt(JOB, "0.0", lines, 0) is None
-    assert not Path(found["TIDEMILL_WORKER_DATA"], "left").exists()
+    left = Path(found["TIDEMILL_WORKER_DATA"], "left")
+    assert not await asyncio.to_thread(left.exists)
 
 
 async def test_it_is_asked_to_end_first_and_killed_then_with_all_it_has_started(make: Make) -> None:

@@ -1,6 +1,6 @@
 """A Ray cluster of several raylets on this machine, in a network namespace of its own.
 
-Ray listens on all interfaces whatever it is told, so it gets a namespace that has a loopback interface and nothing else.
+Ray listens on all interfaces whatever it is told, so it gets a namespace that has a loopback interface alone.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from tests.support.venvs import venv
 
 START_SECONDS = 60
 HEAD = "127.0.0.1:6379"
+_SMALL = ("--disable-usage-stats", "--object-store-memory=80000000")
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_enable_worker_prestart": "0",
@@ -47,8 +48,8 @@ class Namespace:
             _, said = self._holder.communicate()
             raise AssertionError(
                 f"Ray's tests need a network namespace, and this machine allows none ({said.strip()}): run them as "
-                "root, or allow users to make namespaces (sysctl kernel.unprivileged_userns_clone=1), with the programs "
-                "unshare, nsenter (package util-linux) and ip (package iproute2)"
+                "root, or let users make namespaces (sysctl kernel.unprivileged_userns_clone=1); install unshare and "
+                "nsenter (package util-linux) and ip (package iproute2)"
             )
         user = ["--user", "--preserve-credentials"] if own else []
         self.prefix = ["nsenter", f"--target={self._holder.pid}", "--net", *user]
@@ -72,18 +73,9 @@ class Node:
     process: "subprocess.Popen[bytes]"
     log: Path
 
-    def raylet(self) -> int:
-        """Process id of the raylet."""
-        found = [pid for pid in children(self.process.pid) if b"raylet/raylet" in _arguments(pid)]
-        assert len(found) == 1, found
-        return found[0]
-
     def kill(self) -> list[int]:
         """Kill all that makes up the node at once, as when its machine loses power; what was killed."""
-        pids = _descendants(self.process.pid)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        pids = kill_tree(self.process.pid)
         self.process.wait()
         return pids
 
@@ -109,8 +101,7 @@ class Cluster:
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*self.namespace.prefix, str(self.ray), "start", "--block", "--disable-usage-stats", *arguments]
-                + ["--object-store-memory=80000000"],
+                [*self.namespace.prefix, str(self.ray), "start", "--block", *_SMALL, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -157,10 +148,24 @@ def ray_cluster(folder: Path, *, nodes: int = 2, cpus: int = 1) -> Iterator[Clus
             cluster.close()
 
 
-def _arguments(pid: int) -> bytes:
+def kill_tree(pid: int) -> list[int]:
+    """Kill a process and all that it has started, directly or not; what was killed."""
+    pids = _descendants(pid)
+    for each in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
+    return pids
+
+
+def ancestors(pid: int) -> list[int]:
+    """The process that has started this one, the one that has started that, and so on."""
+    found = []
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+        while pid > 1:
+            status = Path(f"/proc/{pid}/status").read_text()
+            pid = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+            found.append(pid)
+    return found
 
 
 def _descendants(pid: int) -> list[int]:
