@@ -88,8 +88,12 @@ class Ray(Launcher):
         return RayProcess(self, name, found["pid"], self._settings, lines)
 
     async def clean(self, job: str) -> None:
-        """End a job's agents, each of which deletes its worker's files, and give back its placement groups."""
-        await self.ask("clean", job=names.check(job))
+        """End a job's agents, each of which deletes its worker's files, and give back its placement groups.
+
+        Without a cluster nothing is done: agents that are abandoned end by themselves.
+        """
+        with suppress(Unavailable):
+            await self.ask("clean", job=names.check(job))
 
     async def sweep(self, jobs: Collection[str]) -> None:
         """End the agents of all jobs but these; without a cluster there is nothing that could be ended."""
