@@ -57,7 +57,7 @@ async def test_groups_are_listed_in_pages() -> None:
 async def test_the_optimizers_are_told() -> None:
     async with shards() as cluster:
         found = {o.name: o for o in await cluster.admin.list_optimizers()}
-        assert set(found) == {"sgd", "momentum", "nesterov", "adam", "adamw", "adagrad"}
+        assert set(found) == {"sgd", "momentum", "nesterov", "adam", "adamw", "adagrad", "rmsprop", "lamb"}
         beta = next(p for p in found["adam"].parameters if p.name == "beta1")
         assert (beta.type, beta.default_json) == ("float", "0.9")
         assert "Kingma" in found["adam"].description

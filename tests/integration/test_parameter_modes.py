@@ -231,3 +231,52 @@ async def test_what_does_not_go_together_is_refused(options: dict[str, Any], fie
         with pytest.raises(errors.Invalid) as refused:
             await cluster.group(8, **options)
         assert field in str(refused.value.violations)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mode", ["bsp", "asp"])
+async def test_clipping_schedules_and_penalties_are_those_of_torch(mode: str, shared: bool) -> None:
+    """One worker on one shard against PyTorch on the whole vector."""
+    import torch
+
+    async with shards(1) as cluster:
+        await cluster.group(
+            ELEMENTS,
+            mode=mode,
+            optimizer="momentum",
+            parameters={"learning_rate": 0.1},
+            clip_norm=2.0,
+            l1=0.01,
+            schedule="step",
+            schedule_parameters={"every": 3, "gamma": 0.5},
+        )
+        values = torch.nn.Parameter(torch.from_numpy(first_values(ELEMENTS).copy()))
+        optimizer = torch.optim.SGD([values], lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+        with cluster.client(shared=shared) as client:
+            client.load(first_values(ELEMENTS))
+            for step in range(8):
+                given = gradient(ELEMENTS, 0, step)
+                client.push(given, worker=0, step=step)
+                values.grad = torch.from_numpy(given.copy())
+                torch.nn.utils.clip_grad_norm_([values], 2.0)
+                optimizer.step()
+                with torch.no_grad():
+                    most = schedule.get_last_lr()[0] * 0.01
+                    values -= values.clamp(-most, most)
+                schedule.step()
+            found = client.pull(8, worker=0)[1]
+    np.testing.assert_allclose(found, values.detach().numpy(), rtol=1e-6, atol=1e-6)
+
+
+async def test_what_needs_one_shard_is_refused_on_more() -> None:
+    async with shards(2) as cluster:
+        for options in ({"clip_norm": 1.0}, {"optimizer": "lamb"}):
+            with pytest.raises(errors.Unimplemented) as refused:
+                await cluster.group(ELEMENTS, **options)
+            assert refused.value.reason == "NEEDS_ONE_SHARD"
+        with pytest.raises(errors.Invalid):
+            await cluster.group(ELEMENTS, schedule="moon")
+        with pytest.raises(errors.Invalid):
+            await cluster.group(ELEMENTS, l1=-1.0)
+        await cluster.group(ELEMENTS, optimizer="rmsprop", l1=0.1, schedule="cosine")

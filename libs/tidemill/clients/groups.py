@@ -44,6 +44,10 @@ class ParametersAdmin:
         mode: str = "bsp",
         staleness: int = 0,
         arrival_order: bool = False,
+        clip_norm: float = 0.0,
+        l1: float = 0.0,
+        schedule: str = "constant",
+        schedule_parameters: Mapping[str, float | bool] | None = None,
     ) -> list[pb.Group]:
         """The new group's part on each shard, still without values; once more with the same content, the same.
 
@@ -59,6 +63,10 @@ class ParametersAdmin:
             staleness: for `ssp`: most steps between the fastest and the slowest worker.
             arrival_order: for `bsp`: whether gradients are added up in order of arrival: with less memory, and not the
                 same last bits each time.
+            clip_norm: largest norm of the mean gradient; 0 = any.
+            l1: weight of the parameters' magnitudes in the loss; 0 = none.
+            schedule: name of how the learning rate changes with the steps.
+            schedule_parameters: its parameters; those that are missing have defaults.
 
         Raises:
             Invalid: some argument is wrong.
@@ -80,6 +88,9 @@ class ParametersAdmin:
                 shard=shard,
                 shards=len(parts),
                 consistency=way,
+                clip_norm=clip_norm,
+                l1=l1,
+                schedule=pb.Schedule(name=schedule, parameters=_struct(schedule_parameters)),
             )
             for shard, part in enumerate(parts)
         ]

@@ -9,7 +9,7 @@ from typing import Any
 from tidemill import config, plugins
 from tidemill.config import parameter
 from tidemill.parameters import optimizers, schedules
-from tidemill.parameters.optimizers.base import Optimizer, check_sparse
+from tidemill.parameters.optimizers.base import Layerwise, Optimizer, check_sparse
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.schedules.base import Schedule
 from tidemill.parameters.segments import Segments
@@ -113,6 +113,11 @@ def states(choice: Choice) -> int:
     """Numbers of state that the optimizer keeps for each parameter."""
     kind = plugins.load(optimizers, choice.name, Optimizer)
     return kind.states_of(kind.Config(**choice.parameters))
+
+
+def is_layerwise(choice: Choice) -> bool:
+    """Whether the optimizer needs the norms of whole tensors."""
+    return issubclass(plugins.load(optimizers, choice.name, Optimizer), Layerwise)
 
 
 def make(choice: Choice, sizes: Sequence[int]) -> Optimizer:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,7 +12,7 @@ from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.tensors.v1 import tensors_pb2
 from tidemill.errors import invalid
 from tidemill.parameters import catalogue
-from tidemill.parameters.catalogue import Choice, Description
+from tidemill.parameters.catalogue import CONSTANT, Choice, Description, RuleChoice
 from tidemill.parameters.consistency.base import Reading, Wish
 from tidemill.parameters.definition import Definition, Tensor, Way
 from tidemill.parameters.group import Group
@@ -50,11 +51,21 @@ def to_definition(group: pb.Group) -> Definition:
     for position, tensor in enumerate(group.tensors):
         if tensor.dtype != tensors_pb2.DATA_TYPE_FP32:
             raise invalid(f"group.tensors[{position}].dtype", "must be FP32")
+    asked = RuleChoice(
+        optimizer=to_choice(group.optimizer),
+        clip_norm=group.clip_norm,
+        l1=group.l1,
+        schedule=Choice(group.schedule.name or CONSTANT.name, _parameters(group.schedule.parameters, "schedule")),
+    )
+    rule = catalogue.check_rule(asked)
     return Definition(
         name=group.name,
         tensors=tuple(Tensor(tensor.name, tuple(tensor.shape)) for tensor in group.tensors),
         blocks=tuple(Block(block.index, block.offset, block.elements) for block in group.blocks),
-        optimizer=to_choice(group.optimizer),
+        optimizer=rule.optimizer,
+        clip_norm=rule.clip_norm,
+        l1=rule.l1,
+        schedule=rule.schedule,
         workers=group.workers,
         shard=group.shard,
         shards=group.shards,
@@ -75,10 +86,14 @@ def to_choice(optimizer: pb.Optimizer) -> Choice:
     Raises:
         Invalid: there is no such optimizer, or a hyperparameter is wrong.
     """
-    for name, value in optimizer.parameters.fields.items():
+    return catalogue.check(optimizer.name, _parameters(optimizer.parameters, "optimizer"))
+
+
+def _parameters(given: Struct, owner: str) -> dict[str, Any]:
+    for name, value in given.fields.items():
         if value.WhichOneof("kind") is None:
-            raise invalid(f"optimizer.parameters.{name[:64]}", "has no value")
-    return catalogue.check(optimizer.name, dict(optimizer.parameters.items()))
+            raise invalid(f"{owner}.parameters.{name[:64]}", "has no value")
+    return dict(given.items())
 
 
 def from_choice(choice: Choice) -> pb.Optimizer:
@@ -112,6 +127,9 @@ def from_group(group: Group) -> pb.Group:
         ],
         blocks=[pb.Block(index=b.index, offset=b.offset, elements=b.elements) for b in definition.blocks],
         optimizer=from_choice(definition.optimizer),
+        clip_norm=definition.clip_norm,
+        l1=definition.l1,
+        schedule=pb.Schedule(name=definition.schedule.name, parameters=from_choice(definition.schedule).parameters),
         workers=definition.workers,
         state=pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY,
         version=status.version,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tidemill import names
 from tidemill.errors import invalid
-from tidemill.parameters.catalogue import Choice
+from tidemill.parameters.catalogue import CONSTANT, Choice, RuleChoice
 from tidemill.tensors import shapes
 from tidemill.tensors.blocks import BLOCK, Block
 
@@ -73,6 +73,9 @@ class Definition:
     shard: int
     shards: int
     consistency: Way = Way()
+    clip_norm: float = 0.0
+    l1: float = 0.0
+    schedule: Choice = CONSTANT
 
     def __post_init__(self) -> None:
         names.split(self.name, "groups", field="group.name")
@@ -86,6 +89,11 @@ class Definition:
         _check_blocks(self.blocks, total)
         if self.shards == 1:
             _check_whole(self.blocks, total)
+
+    @property
+    def rule(self) -> RuleChoice:
+        """What a step is made of."""
+        return RuleChoice(optimizer=self.optimizer, clip_norm=self.clip_norm, l1=self.l1, schedule=self.schedule)
 
     @property
     def elements(self) -> int:

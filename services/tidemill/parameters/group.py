@@ -282,9 +282,9 @@ class Group:
             with self._applying:
                 with self._changed:
                     way = self._loaded()
-                    version, optimizer = way.version, way.optimizer
-                state = optimizer.state()
-                del optimizer, way
+                    version, rule = way.version, way.rule
+                state = rule.state()
+                del rule, way
             yield version, state
 
     def delete(self) -> None:

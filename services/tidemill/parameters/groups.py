@@ -1,5 +1,6 @@
 """All groups of one shard, within its limits."""
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from opentelemetry import trace
 
 from tidemill import plugins
 from tidemill.clock import Clock
-from tidemill.errors import AlreadyExists, Exhausted, NotFound
+from tidemill.errors import AlreadyExists, Exhausted, NotFound, Unimplemented
 from tidemill.parameters import catalogue, consistency, snapshots
 from tidemill.parameters.consistency.base import Consistency
 from tidemill.parameters.definition import Definition
@@ -43,15 +44,24 @@ def needed(definition: Definition) -> int:
     """
     way = definition.consistency
     values = snapshots.VERSIONS + way.arrival_order if way.rounds else 1
-    return 4 * definition.elements * (values + catalogue.states(definition.optimizer) + definition.workers)
+    # Clipping and layer-wise optimizers look at the whole mean before a step.
+    whole = definition.clip_norm > 0 or catalogue.is_layerwise(definition.optimizer)
+    return 4 * definition.elements * (values + whole + catalogue.states(definition.optimizer) + definition.workers)
 
 
 def way_of(definition: Definition) -> Consistency:
     """What holds a group's parameters, as its definition says; PyTorch is imported here."""
-    optimizer = catalogue.make(definition.optimizer, [block.elements for block in definition.blocks])
+    rule = catalogue.make_rule(
+        definition.rule, [math.prod(tensor.shape) for tensor in definition.tensors], definition.blocks
+    )
+    if rule.exchanges and definition.shards > 1:
+        raise Unimplemented(
+            "clipping by the norm of all gradients, and layer-wise optimizers, work on one shard",
+            reason="NEEDS_ONE_SHARD",
+        )
     # In rounds no worker is ahead of another: they are what a staleness of 0 means.
     mode = "bsp" if definition.consistency.rounds else definition.consistency.mode
-    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks), optimizer)
+    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks), rule)
 
 
 class Groups:

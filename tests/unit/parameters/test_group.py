@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
+from tidemill.parameters.rule import Rule
+from tidemill.parameters.schedules.constant import Constant
+from tidemill.parameters.segments import Segments
 from tidemill.slots import Slots
 from tidemill.tensors.blocks import Array, Block
 
@@ -30,7 +34,7 @@ class Scripted(Optimizer):
 
     def __init__(self, before: Callable[[], None]) -> None:
         self._before = before
-        super().__init__(None, ())
+        super().__init__(SimpleNamespace(learning_rate=1.0), ())
 
     def start(self, sizes: Sequence[int]) -> None:
         """There is no state."""
@@ -42,6 +46,11 @@ class Scripted(Optimizer):
         """Add the gradient."""
         self._before()
         parameters += gradients
+
+
+def rule(before: Callable[[], None]) -> Rule:
+    """A rule that does nothing but what the optimizer does."""
+    return Rule(Scripted(before), Constant(Constant.Config()), Segments([4], [Block(0, 0, 4)]))
 
 
 def group(workers: int, before: Callable[[], None] = lambda: None) -> Group:
@@ -57,7 +66,7 @@ def group(workers: int, before: Callable[[], None] = lambda: None) -> Group:
     )
     made = Group(
         definition,
-        Bsp(definition, Part(definition.blocks), Scripted(before)),
+        Bsp(definition, Part(definition.blocks), rule(before)),
         clock=ManualClock(),
         waiting=Slots(8, "pulls", "FULL"),
         tracer=trace.NoOpTracer(),

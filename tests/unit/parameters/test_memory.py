@@ -65,9 +65,9 @@ def parts(group: Group) -> list[weakref.ref[Any]]:
     assert isinstance(way, Bsp)
     assert way._snapshots is not None
     first = way._snapshots.take(0)
-    held: list[Any] = [way.optimizer, way._snapshots.latest.values, first.values]
+    held: list[Any] = [way.rule._optimizer, way._snapshots.latest.values, first.values]
     way._snapshots.release(first)
-    held += [tensor for tensors in way.optimizer.tensors.values() for tensor in tensors]
+    held += [tensor for tensors in way.rule._optimizer.tensors.values() for tensor in tensors]
     return [weakref.ref(one) for one in held]
 
 
@@ -161,7 +161,7 @@ def test_a_copy_of_the_state_outlives_its_group() -> None:
     group = shard().create(definition())
     group.load([(0, DATA)])
     assert group._way is not None
-    watched = weakref.ref(group._way.optimizer)
+    watched = weakref.ref(group._way.rule)
     with group.state() as (version, state):
         group.delete()
         assert watched() is None

@@ -2,15 +2,20 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+
+import numpy as np
 
 from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.definition import Definition
-from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
-from tidemill.tensors.blocks import Array, Block
+from tidemill.parameters.rule import Rule, run
+from tidemill.parameters.segments import Partials, combine
+from tidemill.tensors.blocks import BLOCK, Array, Block
 
+FLOAT = np.dtype("<f4")
 LATEST = -1
 """Asks for whatever is there, once there is something."""
 
@@ -68,13 +73,36 @@ class Consistency(ABC):
     Args:
         definition: of the group.
         part: its blocks on this shard.
-        optimizer: over these blocks.
+        rule: how they change.
     """
 
-    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer) -> None:
+    def __init__(self, definition: Definition, part: Part, rule: Rule) -> None:
         self.definition = definition
         self.part = part
-        self.optimizer = optimizer
+        self.rule = rule
+
+    def step(self, values: Array, prepare: Callable[[int, Array], AbstractContextManager[object]]) -> None:
+        """Make one step, block by block: each comes into the cache once, unless the whole gradient counts first.
+
+        Args:
+            values: all elements of the part, changed in place.
+            prepare: given the position of a block and memory for its gradient, puts it there; what it returns is held
+                while the block changes.
+        """
+        blocks, rule = self.part.blocks, self.rule
+        whole = np.empty(self.part.elements if rule.exchanges else min(BLOCK, self.part.elements), FLOAT)
+        if rule.exchanges:
+            gradients = self.part.views(whole)
+            for at, gradient in enumerate(gradients):
+                with prepare(at, gradient):
+                    pass
+            run(rule.step(self.part.views(values), gradients), self._totals)
+            return
+        gradients = [whole[: block.elements] for block in blocks]
+        run(rule.step(self.part.views(values), gradients, lambda at: prepare(at, gradients[at])), self._totals)
+
+    def _totals(self, partials: Partials) -> Array:
+        return combine([partials], len(self.definition.tensors))
 
     @abstractmethod
     def load(self, values: Array) -> None:

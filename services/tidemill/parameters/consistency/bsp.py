@@ -1,12 +1,15 @@
 """Bulk-synchronous: rounds of gradients of all workers, and the versions that they make."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
 from tidemill.parameters.definition import Definition
-from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Contribution, Header, Mean
+from tidemill.parameters.rule import Rule
 from tidemill.parameters.snapshots import Snapshots
 from tidemill.tensors.blocks import BLOCK, Array
 
@@ -19,8 +22,8 @@ class Bsp(Consistency):
     kept. What happens between two versions belongs to none, and is seen by nobody.
     """
 
-    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer) -> None:
-        super().__init__(definition, part, optimizer)
+    def __init__(self, definition: Definition, part: Part, rule: Rule) -> None:
+        super().__init__(definition, part, rule)
         self._snapshots: Snapshots | None = None
         self._arrived: dict[int, Contribution] = {}
         self._closing = False
@@ -81,19 +84,20 @@ class Bsp(Consistency):
         return Applied(version=self.version + 1, samples=samples)
 
     def _step(self, values: Array, draft: Array) -> Array:
-        """One step of the optimizer, block by block: each comes into the cache once."""
         mean: Mean | Sums
         if self._sums is not None:
             mean = self._sums.take()
         else:
             mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
-        gradients = np.empty(BLOCK, np.float32)
-        for position, block in enumerate(self.part.blocks):
-            gradient = gradients[: block.elements]
-            mean.into(gradient, block.index)
-            target = self.part.view(draft, block.index)
-            np.copyto(target, self.part.view(values, block.index))
-            self.optimizer.step_block(position, target, gradient)
+
+        @contextmanager
+        def prepare(at: int, gradient: Array) -> Iterator[None]:
+            index = self.part.blocks[at].index
+            mean.into(gradient, index)
+            np.copyto(self.part.view(draft, index), self.part.view(values, index))
+            yield
+
+        self.step(draft, prepare)
         return draft
 
     def done(self, header: Header) -> None:

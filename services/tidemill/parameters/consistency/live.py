@@ -2,27 +2,28 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
 from tidemill.parameters.definition import Definition
-from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
-from tidemill.tensors.blocks import BLOCK, Array, Block
+from tidemill.parameters.rule import Rule
+from tidemill.tensors.blocks import Array, Block
 
 
 class Live(Consistency):
     """Every push is a step of the optimizer by itself, in order of arrival; a worker never waits for its own alone.
 
     Args:
-        definition, part, optimizer: as for every way.
+        definition, part, rule: as for every way.
         staleness: most steps between a reader's clock and the slowest worker's; None = any number.
     """
 
-    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer, staleness: int | None) -> None:
-        super().__init__(definition, part, optimizer)
+    def __init__(self, definition: Definition, part: Part, rule: Rule, staleness: int | None) -> None:
+        super().__init__(definition, part, rule)
         self._staleness = staleness
         self._values: Array | None = None
         self._steps = 0
@@ -65,14 +66,16 @@ class Live(Consistency):
         assert self._values is not None
         _, gradients = self._pushes[header.worker]
         if header.samples:
-            # Optimizers overwrite gradients, which may be the worker's: it may be writing them once more.
-            copy = np.empty(BLOCK, np.float32)
-            for position, block in enumerate(self.part.blocks):
-                gradient = copy[: block.elements]
-                np.copyto(gradient, self.part.view(gradients, block.index))
-                with self._locks[position]:
-                    self.optimizer.step_block(position, self.part.view(self._values, block.index), gradient)
-                    self._versions[position] += 1
+
+            @contextmanager
+            def prepare(at: int, gradient: Array) -> Iterator[None]:
+                # A copy: steps overwrite gradients, and in shared memory the worker may be writing them again.
+                np.copyto(gradient, self.part.view(gradients, self.part.blocks[at].index))
+                with self._locks[at]:
+                    yield
+                    self._versions[at] += 1
+
+            self.step(self._values, prepare)
         return Applied(version=self._steps + 1, samples=header.samples)
 
     def done(self, header: Header) -> None:

@@ -2,8 +2,8 @@
 
 from tidemill.parameters.consistency.live import Live
 from tidemill.parameters.definition import Definition
-from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
+from tidemill.parameters.rule import Rule
 
 
 class Ssp(Live):
@@ -13,5 +13,5 @@ class Ssp(Live):
     is `Bsp`, where the gradients of a step make one step of the optimizer together.
     """
 
-    def __init__(self, definition: Definition, part: Part, optimizer: Optimizer) -> None:
-        super().__init__(definition, part, optimizer, definition.consistency.staleness)
+    def __init__(self, definition: Definition, part: Part, rule: Rule) -> None:
+        super().__init__(definition, part, rule, definition.consistency.staleness)

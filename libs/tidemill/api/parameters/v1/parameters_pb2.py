@@ -4,15 +4,18 @@
 # source: tidemill/api/parameters/v1/parameters.proto
 # Protobuf Python Version: 6.31.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import runtime_version as _runtime_version
 from google.protobuf import symbol_database as _symbol_database
 from google.protobuf.internal import builder as _builder
-
 _runtime_version.ValidateProtobufRuntimeVersion(
-    _runtime_version.Domain.PUBLIC, 6, 31, 1, "", "tidemill/api/parameters/v1/parameters.proto"
+    _runtime_version.Domain.PUBLIC,
+    6,
+    31,
+    1,
+    '',
+    'tidemill/api/parameters/v1/parameters.proto'
 )
 # @@protoc_insertion_point(imports)
 
@@ -25,71 +28,71 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tidemill.api.tensors.v1 import tensors_pb2 as tidemill_dot_api_dot_tensors_dot_v1_dot_tensors__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n+tidemill/api/parameters/v1/parameters.proto\x12\x1atidemill.api.parameters.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tidemill/api/tensors/v1/tensors.proto"F\n\tOptimizer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct"8\n\x05\x42lock\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x10\n\x08\x65lements\x18\x03 \x01(\x03"\xbb\x01\n\x0b\x43onsistency\x12:\n\x04mode\x18\x01 \x01(\x0e\x32,.tidemill.api.parameters.v1.Consistency.Mode\x12\x11\n\tstaleness\x18\x02 \x01(\x05\x12\x15\n\rarrival_order\x18\x03 \x01(\x08"F\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_BSP\x10\x01\x12\x0c\n\x08MODE_SSP\x10\x02\x12\x0c\n\x08MODE_ASP\x10\x03"\x93\x01\n\x06Member\x12\x0e\n\x06worker\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x63lock\x18\x03 \x01(\x03\x12\x11\n\twaits_for\x18\x04 \x01(\t\x12\x17\n\x0f\x62ytes_in_flight\x18\x05 \x01(\x03\x12-\n\tseen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp"\xcd\x04\n\x05Group\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x07tensors\x18\x02 \x03(\x0b\x32#.tidemill.api.tensors.v1.TensorSpec\x12\x31\n\x06\x62locks\x18\x03 \x03(\x0b\x32!.tidemill.api.parameters.v1.Block\x12\x38\n\toptimizer\x18\x04 \x01(\x0b\x32%.tidemill.api.parameters.v1.Optimizer\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\'.tidemill.api.parameters.v1.Group.State\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x0f\n\x07\x61rrived\x18\x08 \x03(\x05\x12\x0f\n\x07samples\x18\t \x01(\x03\x12\x12\n\nduplicates\x18\n \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x0c \x01(\x05\x12\x0e\n\x06shards\x18\r \x01(\x05\x12<\n\x0b\x63onsistency\x18\x0e \x01(\x0b\x32\'.tidemill.api.parameters.v1.Consistency\x12\x33\n\x07members\x18\x0f \x03(\x0b\x32".tidemill.api.parameters.v1.Member"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_EMPTY\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02"F\n\x12\x43reateGroupRequest\x12\x30\n\x05group\x18\x01 \x01(\x0b\x32!.tidemill.api.parameters.v1.Group"\x1f\n\x0fGetGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t":\n\x11ListGroupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t"`\n\x12ListGroupsResponse\x12\x31\n\x06groups\x18\x01 \x03(\x0b\x32!.tidemill.api.parameters.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t""\n\x12\x44\x65leteGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"(\n\tBlockData\x12\r\n\x05\x62lock\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c"Q\n\x0bLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData"j\n\nPushHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07samples\x18\x05 \x01(\x03\x12\x0e\n\x06shared\x18\x06 \x01(\x08">\n\rAttachRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05"p\n\x0e\x41ttachResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x18\n\x10gradients_offset\x18\x03 \x01(\x03\x12\x19\n\x11parameters_offset\x18\x04 \x01(\x03\x12\x0c\n\x04size\x18\x05 \x01(\x03"\x87\x01\n\x0bPushRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.tidemill.api.parameters.v1.PushHeaderH\x00\x12\x36\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockDataH\x00\x42\x06\n\x04part"2\n\x0cPushResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x03"m\n\x0bPullRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x06worker\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x42\t\n\x07_worker"U\n\x0cPullResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x34\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData" \n\x10PullStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t"i\n\x11PullStateResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x34\n\x05\x62lock\x18\x03 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData"\x17\n\x15ListOptimizersRequest"[\n\x12OptimizerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t"}\n\x14OptimizerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x42\n\nparameters\x18\x03 \x03(\x0b\x32..tidemill.api.parameters.v1.OptimizerParameter"^\n\x16ListOptimizersResponse\x12\x44\n\noptimizers\x18\x01 \x03(\x0b\x32\x30.tidemill.api.parameters.v1.OptimizerDescription"Q\n\x15\x43heckOptimizerRequest\x12\x38\n\toptimizer\x18\x01 \x01(\x0b\x32%.tidemill.api.parameters.v1.Optimizer2\xd6\x08\n\x10ParameterService\x12`\n\x0b\x43reateGroup\x12..tidemill.api.parameters.v1.CreateGroupRequest\x1a!.tidemill.api.parameters.v1.Group\x12Z\n\x08GetGroup\x12+.tidemill.api.parameters.v1.GetGroupRequest\x1a!.tidemill.api.parameters.v1.Group\x12k\n\nListGroups\x12-.tidemill.api.parameters.v1.ListGroupsRequest\x1a..tidemill.api.parameters.v1.ListGroupsResponse\x12U\n\x0b\x44\x65leteGroup\x12..tidemill.api.parameters.v1.DeleteGroupRequest\x1a\x16.google.protobuf.Empty\x12T\n\x04Load\x12\'.tidemill.api.parameters.v1.LoadRequest\x1a!.tidemill.api.parameters.v1.Group(\x01\x12[\n\x04Push\x12\'.tidemill.api.parameters.v1.PushRequest\x1a(.tidemill.api.parameters.v1.PushResponse(\x01\x12[\n\x04Pull\x12\'.tidemill.api.parameters.v1.PullRequest\x1a(.tidemill.api.parameters.v1.PullResponse0\x01\x12_\n\x06\x41ttach\x12).tidemill.api.parameters.v1.AttachRequest\x1a*.tidemill.api.parameters.v1.AttachResponse\x12j\n\tPullState\x12,.tidemill.api.parameters.v1.PullStateRequest\x1a-.tidemill.api.parameters.v1.PullStateResponse0\x01\x12w\n\x0eListOptimizers\x12\x31.tidemill.api.parameters.v1.ListOptimizersRequest\x1a\x32.tidemill.api.parameters.v1.ListOptimizersResponse\x12j\n\x0e\x43heckOptimizer\x12\x31.tidemill.api.parameters.v1.CheckOptimizerRequest\x1a%.tidemill.api.parameters.v1.Optimizerb\x06proto3'
-)
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tidemill/api/parameters/v1/parameters.proto\x12\x1atidemill.api.parameters.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%tidemill/api/tensors/v1/tensors.proto\"F\n\tOptimizer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"E\n\x08Schedule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"8\n\x05\x42lock\x12\r\n\x05index\x18\x01 \x01(\x03\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x10\n\x08\x65lements\x18\x03 \x01(\x03\"\xbb\x01\n\x0b\x43onsistency\x12:\n\x04mode\x18\x01 \x01(\x0e\x32,.tidemill.api.parameters.v1.Consistency.Mode\x12\x11\n\tstaleness\x18\x02 \x01(\x05\x12\x15\n\rarrival_order\x18\x03 \x01(\x08\"F\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0c\n\x08MODE_BSP\x10\x01\x12\x0c\n\x08MODE_SSP\x10\x02\x12\x0c\n\x08MODE_ASP\x10\x03\"\x93\x01\n\x06Member\x12\x0e\n\x06worker\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\r\n\x05\x63lock\x18\x03 \x01(\x03\x12\x11\n\twaits_for\x18\x04 \x01(\t\x12\x17\n\x0f\x62ytes_in_flight\x18\x05 \x01(\x03\x12-\n\tseen_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x05\n\x05Group\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x07tensors\x18\x02 \x03(\x0b\x32#.tidemill.api.tensors.v1.TensorSpec\x12\x31\n\x06\x62locks\x18\x03 \x03(\x0b\x32!.tidemill.api.parameters.v1.Block\x12\x38\n\toptimizer\x18\x04 \x01(\x0b\x32%.tidemill.api.parameters.v1.Optimizer\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x36\n\x05state\x18\x06 \x01(\x0e\x32\'.tidemill.api.parameters.v1.Group.State\x12\x0f\n\x07version\x18\x07 \x01(\x03\x12\x0f\n\x07\x61rrived\x18\x08 \x03(\x05\x12\x0f\n\x07samples\x18\t \x01(\x03\x12\x12\n\nduplicates\x18\n \x01(\x03\x12/\n\x0b\x63reate_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05shard\x18\x0c \x01(\x05\x12\x0e\n\x06shards\x18\r \x01(\x05\x12<\n\x0b\x63onsistency\x18\x0e \x01(\x0b\x32\'.tidemill.api.parameters.v1.Consistency\x12\x33\n\x07members\x18\x0f \x03(\x0b\x32\".tidemill.api.parameters.v1.Member\x12\x11\n\tclip_norm\x18\x10 \x01(\x01\x12\n\n\x02l1\x18\x11 \x01(\x01\x12\x36\n\x08schedule\x18\x12 \x01(\x0b\x32$.tidemill.api.parameters.v1.Schedule\"@\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_EMPTY\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\"F\n\x12\x43reateGroupRequest\x12\x30\n\x05group\x18\x01 \x01(\x0b\x32!.tidemill.api.parameters.v1.Group\"\x1f\n\x0fGetGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListGroupsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"`\n\x12ListGroupsResponse\x12\x31\n\x06groups\x18\x01 \x03(\x0b\x32!.tidemill.api.parameters.v1.Group\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\"\n\x12\x44\x65leteGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\tBlockData\x12\r\n\x05\x62lock\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"Q\n\x0bLoadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData\"j\n\nPushHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\x05\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\x12\x0f\n\x07samples\x18\x05 \x01(\x03\x12\x0e\n\x06shared\x18\x06 \x01(\x08\">\n\rAttachRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06worker\x18\x02 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"p\n\x0e\x41ttachResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x18\n\x10gradients_offset\x18\x03 \x01(\x03\x12\x19\n\x11parameters_offset\x18\x04 \x01(\x03\x12\x0c\n\x04size\x18\x05 \x01(\x03\"\x87\x01\n\x0bPushRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.tidemill.api.parameters.v1.PushHeaderH\x00\x12\x36\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockDataH\x00\x42\x06\n\x04part\"2\n\x0cPushResponse\x12\x11\n\tduplicate\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x03\"m\n\x0bPullRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x13\n\x06worker\x18\x03 \x01(\x05H\x00\x88\x01\x01\x12\x0e\n\x06shared\x18\x04 \x01(\x08\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x05\x42\t\n\x07_worker\"U\n\x0cPullResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x34\n\x05\x62lock\x18\x02 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData\" \n\x10PullStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"i\n\x11PullStateResponse\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x34\n\x05\x62lock\x18\x03 \x01(\x0b\x32%.tidemill.api.parameters.v1.BlockData\"\x17\n\x15ListOptimizersRequest\"[\n\x12OptimizerParameter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x14\n\x0c\x64\x65\x66\x61ult_json\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\"}\n\x14OptimizerDescription\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x42\n\nparameters\x18\x03 \x03(\x0b\x32..tidemill.api.parameters.v1.OptimizerParameter\"^\n\x16ListOptimizersResponse\x12\x44\n\noptimizers\x18\x01 \x03(\x0b\x32\x30.tidemill.api.parameters.v1.OptimizerDescription\"Q\n\x15\x43heckOptimizerRequest\x12\x38\n\toptimizer\x18\x01 \x01(\x0b\x32%.tidemill.api.parameters.v1.Optimizer2\xd6\x08\n\x10ParameterService\x12`\n\x0b\x43reateGroup\x12..tidemill.api.parameters.v1.CreateGroupRequest\x1a!.tidemill.api.parameters.v1.Group\x12Z\n\x08GetGroup\x12+.tidemill.api.parameters.v1.GetGroupRequest\x1a!.tidemill.api.parameters.v1.Group\x12k\n\nListGroups\x12-.tidemill.api.parameters.v1.ListGroupsRequest\x1a..tidemill.api.parameters.v1.ListGroupsResponse\x12U\n\x0b\x44\x65leteGroup\x12..tidemill.api.parameters.v1.DeleteGroupRequest\x1a\x16.google.protobuf.Empty\x12T\n\x04Load\x12\'.tidemill.api.parameters.v1.LoadRequest\x1a!.tidemill.api.parameters.v1.Group(\x01\x12[\n\x04Push\x12\'.tidemill.api.parameters.v1.PushRequest\x1a(.tidemill.api.parameters.v1.PushResponse(\x01\x12[\n\x04Pull\x12\'.tidemill.api.parameters.v1.PullRequest\x1a(.tidemill.api.parameters.v1.PullResponse0\x01\x12_\n\x06\x41ttach\x12).tidemill.api.parameters.v1.AttachRequest\x1a*.tidemill.api.parameters.v1.AttachResponse\x12j\n\tPullState\x12,.tidemill.api.parameters.v1.PullStateRequest\x1a-.tidemill.api.parameters.v1.PullStateResponse0\x01\x12w\n\x0eListOptimizers\x12\x31.tidemill.api.parameters.v1.ListOptimizersRequest\x1a\x32.tidemill.api.parameters.v1.ListOptimizersResponse\x12j\n\x0e\x43heckOptimizer\x12\x31.tidemill.api.parameters.v1.CheckOptimizerRequest\x1a%.tidemill.api.parameters.v1.Optimizerb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "tidemill.api.parameters.v1.parameters_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tidemill.api.parameters.v1.parameters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-    DESCRIPTOR._loaded_options = None
-    _globals["_OPTIMIZER"]._serialized_start = 206
-    _globals["_OPTIMIZER"]._serialized_end = 276
-    _globals["_BLOCK"]._serialized_start = 278
-    _globals["_BLOCK"]._serialized_end = 334
-    _globals["_CONSISTENCY"]._serialized_start = 337
-    _globals["_CONSISTENCY"]._serialized_end = 524
-    _globals["_CONSISTENCY_MODE"]._serialized_start = 454
-    _globals["_CONSISTENCY_MODE"]._serialized_end = 524
-    _globals["_MEMBER"]._serialized_start = 527
-    _globals["_MEMBER"]._serialized_end = 674
-    _globals["_GROUP"]._serialized_start = 677
-    _globals["_GROUP"]._serialized_end = 1266
-    _globals["_GROUP_STATE"]._serialized_start = 1202
-    _globals["_GROUP_STATE"]._serialized_end = 1266
-    _globals["_CREATEGROUPREQUEST"]._serialized_start = 1268
-    _globals["_CREATEGROUPREQUEST"]._serialized_end = 1338
-    _globals["_GETGROUPREQUEST"]._serialized_start = 1340
-    _globals["_GETGROUPREQUEST"]._serialized_end = 1371
-    _globals["_LISTGROUPSREQUEST"]._serialized_start = 1373
-    _globals["_LISTGROUPSREQUEST"]._serialized_end = 1431
-    _globals["_LISTGROUPSRESPONSE"]._serialized_start = 1433
-    _globals["_LISTGROUPSRESPONSE"]._serialized_end = 1529
-    _globals["_DELETEGROUPREQUEST"]._serialized_start = 1531
-    _globals["_DELETEGROUPREQUEST"]._serialized_end = 1565
-    _globals["_BLOCKDATA"]._serialized_start = 1567
-    _globals["_BLOCKDATA"]._serialized_end = 1607
-    _globals["_LOADREQUEST"]._serialized_start = 1609
-    _globals["_LOADREQUEST"]._serialized_end = 1690
-    _globals["_PUSHHEADER"]._serialized_start = 1692
-    _globals["_PUSHHEADER"]._serialized_end = 1798
-    _globals["_ATTACHREQUEST"]._serialized_start = 1800
-    _globals["_ATTACHREQUEST"]._serialized_end = 1862
-    _globals["_ATTACHRESPONSE"]._serialized_start = 1864
-    _globals["_ATTACHRESPONSE"]._serialized_end = 1976
-    _globals["_PUSHREQUEST"]._serialized_start = 1979
-    _globals["_PUSHREQUEST"]._serialized_end = 2114
-    _globals["_PUSHRESPONSE"]._serialized_start = 2116
-    _globals["_PUSHRESPONSE"]._serialized_end = 2166
-    _globals["_PULLREQUEST"]._serialized_start = 2168
-    _globals["_PULLREQUEST"]._serialized_end = 2277
-    _globals["_PULLRESPONSE"]._serialized_start = 2279
-    _globals["_PULLRESPONSE"]._serialized_end = 2364
-    _globals["_PULLSTATEREQUEST"]._serialized_start = 2366
-    _globals["_PULLSTATEREQUEST"]._serialized_end = 2398
-    _globals["_PULLSTATERESPONSE"]._serialized_start = 2400
-    _globals["_PULLSTATERESPONSE"]._serialized_end = 2505
-    _globals["_LISTOPTIMIZERSREQUEST"]._serialized_start = 2507
-    _globals["_LISTOPTIMIZERSREQUEST"]._serialized_end = 2530
-    _globals["_OPTIMIZERPARAMETER"]._serialized_start = 2532
-    _globals["_OPTIMIZERPARAMETER"]._serialized_end = 2623
-    _globals["_OPTIMIZERDESCRIPTION"]._serialized_start = 2625
-    _globals["_OPTIMIZERDESCRIPTION"]._serialized_end = 2750
-    _globals["_LISTOPTIMIZERSRESPONSE"]._serialized_start = 2752
-    _globals["_LISTOPTIMIZERSRESPONSE"]._serialized_end = 2846
-    _globals["_CHECKOPTIMIZERREQUEST"]._serialized_start = 2848
-    _globals["_CHECKOPTIMIZERREQUEST"]._serialized_end = 2929
-    _globals["_PARAMETERSERVICE"]._serialized_start = 2932
-    _globals["_PARAMETERSERVICE"]._serialized_end = 4042
+  DESCRIPTOR._loaded_options = None
+  _globals['_OPTIMIZER']._serialized_start=206
+  _globals['_OPTIMIZER']._serialized_end=276
+  _globals['_SCHEDULE']._serialized_start=278
+  _globals['_SCHEDULE']._serialized_end=347
+  _globals['_BLOCK']._serialized_start=349
+  _globals['_BLOCK']._serialized_end=405
+  _globals['_CONSISTENCY']._serialized_start=408
+  _globals['_CONSISTENCY']._serialized_end=595
+  _globals['_CONSISTENCY_MODE']._serialized_start=525
+  _globals['_CONSISTENCY_MODE']._serialized_end=595
+  _globals['_MEMBER']._serialized_start=598
+  _globals['_MEMBER']._serialized_end=745
+  _globals['_GROUP']._serialized_start=748
+  _globals['_GROUP']._serialized_end=1424
+  _globals['_GROUP_STATE']._serialized_start=1360
+  _globals['_GROUP_STATE']._serialized_end=1424
+  _globals['_CREATEGROUPREQUEST']._serialized_start=1426
+  _globals['_CREATEGROUPREQUEST']._serialized_end=1496
+  _globals['_GETGROUPREQUEST']._serialized_start=1498
+  _globals['_GETGROUPREQUEST']._serialized_end=1529
+  _globals['_LISTGROUPSREQUEST']._serialized_start=1531
+  _globals['_LISTGROUPSREQUEST']._serialized_end=1589
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=1591
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=1687
+  _globals['_DELETEGROUPREQUEST']._serialized_start=1689
+  _globals['_DELETEGROUPREQUEST']._serialized_end=1723
+  _globals['_BLOCKDATA']._serialized_start=1725
+  _globals['_BLOCKDATA']._serialized_end=1765
+  _globals['_LOADREQUEST']._serialized_start=1767
+  _globals['_LOADREQUEST']._serialized_end=1848
+  _globals['_PUSHHEADER']._serialized_start=1850
+  _globals['_PUSHHEADER']._serialized_end=1956
+  _globals['_ATTACHREQUEST']._serialized_start=1958
+  _globals['_ATTACHREQUEST']._serialized_end=2020
+  _globals['_ATTACHRESPONSE']._serialized_start=2022
+  _globals['_ATTACHRESPONSE']._serialized_end=2134
+  _globals['_PUSHREQUEST']._serialized_start=2137
+  _globals['_PUSHREQUEST']._serialized_end=2272
+  _globals['_PUSHRESPONSE']._serialized_start=2274
+  _globals['_PUSHRESPONSE']._serialized_end=2324
+  _globals['_PULLREQUEST']._serialized_start=2326
+  _globals['_PULLREQUEST']._serialized_end=2435
+  _globals['_PULLRESPONSE']._serialized_start=2437
+  _globals['_PULLRESPONSE']._serialized_end=2522
+  _globals['_PULLSTATEREQUEST']._serialized_start=2524
+  _globals['_PULLSTATEREQUEST']._serialized_end=2556
+  _globals['_PULLSTATERESPONSE']._serialized_start=2558
+  _globals['_PULLSTATERESPONSE']._serialized_end=2663
+  _globals['_LISTOPTIMIZERSREQUEST']._serialized_start=2665
+  _globals['_LISTOPTIMIZERSREQUEST']._serialized_end=2688
+  _globals['_OPTIMIZERPARAMETER']._serialized_start=2690
+  _globals['_OPTIMIZERPARAMETER']._serialized_end=2781
+  _globals['_OPTIMIZERDESCRIPTION']._serialized_start=2783
+  _globals['_OPTIMIZERDESCRIPTION']._serialized_end=2908
+  _globals['_LISTOPTIMIZERSRESPONSE']._serialized_start=2910
+  _globals['_LISTOPTIMIZERSRESPONSE']._serialized_end=3004
+  _globals['_CHECKOPTIMIZERREQUEST']._serialized_start=3006
+  _globals['_CHECKOPTIMIZERREQUEST']._serialized_end=3087
+  _globals['_PARAMETERSERVICE']._serialized_start=3090
+  _globals['_PARAMETERSERVICE']._serialized_end=4200
 # @@protoc_insertion_point(module_scope)

@@ -36,7 +36,7 @@ class Optimizer(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """File name of the plug-in: `sgd`, `momentum`, `nesterov`, `adam`, `adamw`, `adagrad`."""
+    """File name of the plug-in: `sgd`, `momentum`, `nesterov`, `adam`, `adamw`, `adagrad`, `rmsprop`, `lamb`."""
     @_builtins.property
     def parameters(self) -> _struct_pb2.Struct:
         """Its hyperparameters by name, numbers and booleans; missing ones have the optimizer's defaults."""
@@ -54,6 +54,34 @@ class Optimizer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Optimizer: _TypeAlias = Optimizer  # noqa: Y015
+
+@_typing.final
+class Schedule(_message.Message):
+    """How the learning rate of an optimizer changes with the steps of the group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """File name of the plug-in: `constant`, `step`, `exponential`, `cosine`, `linear`; empty = constant."""
+    @_builtins.property
+    def parameters(self) -> _struct_pb2.Struct:
+        """Its parameters by name; missing ones have the schedule's defaults."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        parameters: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
 
 @_typing.final
 class Block(_message.Message):
@@ -136,9 +164,7 @@ class Consistency(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,20 +208,7 @@ class Member(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "attempt",
-        b"attempt",
-        "bytes_in_flight",
-        b"bytes_in_flight",
-        "clock",
-        b"clock",
-        "seen_time",
-        b"seen_time",
-        "waits_for",
-        b"waits_for",
-        "worker",
-        b"worker",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "seen_time", b"seen_time", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +258,9 @@ class Group(_message.Message):
     SHARDS_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    L1_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -261,6 +277,14 @@ class Group(_message.Message):
     """Position of this shard among the group's shards, from 0."""
     shards: _builtins.int
     """Number of shards of the group, from 1."""
+    clip_norm: _builtins.float
+    """Largest Euclidean norm of the mean gradient of all parameters together: a longer one is made so long; 0 = any. Works on
+    one shard, as layer-wise optimizers do: UNIMPLEMENTED (NEEDS_ONE_SHARD) on more.
+    """
+    l1: _builtins.float
+    """Weight of the parameters' magnitudes in the loss: after each step they are shrunk towards 0 by this times the learning
+    rate; 0 = none.
+    """
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
         """All tensors of the group, in order, FP32; the same on every shard."""
@@ -289,6 +313,10 @@ class Group(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]:
         """The workers, in order of rank. Output only."""
 
+    @_builtins.property
+    def schedule(self) -> Global___Schedule:
+        """How the learning rate changes; missing = constant."""
+
     def __init__(
         self,
         *,
@@ -307,43 +335,13 @@ class Group(_message.Message):
         shards: _builtins.int = ...,
         consistency: Global___Consistency | None = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
+        clip_norm: _builtins.float = ...,
+        l1: _builtins.float = ...,
+        schedule: Global___Schedule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal[
-        "consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer"
-    ]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "arrived",
-        b"arrived",
-        "blocks",
-        b"blocks",
-        "consistency",
-        b"consistency",
-        "create_time",
-        b"create_time",
-        "duplicates",
-        b"duplicates",
-        "members",
-        b"members",
-        "name",
-        b"name",
-        "optimizer",
-        b"optimizer",
-        "samples",
-        b"samples",
-        "shard",
-        b"shard",
-        "shards",
-        b"shards",
-        "state",
-        b"state",
-        "tensors",
-        b"tensors",
-        "version",
-        b"version",
-        "workers",
-        b"workers",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,20 +566,7 @@ class PushHeader(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "attempt",
-        b"attempt",
-        "name",
-        b"name",
-        "samples",
-        b"samples",
-        "shared",
-        b"shared",
-        "step",
-        b"step",
-        "worker",
-        b"worker",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,18 +634,7 @@ class AttachResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "gradients_offset",
-        b"gradients_offset",
-        "nonce",
-        b"nonce",
-        "parameters_offset",
-        b"parameters_offset",
-        "path",
-        b"path",
-        "size",
-        b"size",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradients_offset", b"gradients_offset", "nonce", b"nonce", "parameters_offset", b"parameters_offset", "path", b"path", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -760,20 +734,7 @@ class PullRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "_worker",
-        b"_worker",
-        "attempt",
-        b"attempt",
-        "name",
-        b"name",
-        "shared",
-        b"shared",
-        "version",
-        b"version",
-        "worker",
-        b"worker",
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "attempt", b"attempt", "name", b"name", "shared", b"shared", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
     _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
@@ -910,9 +871,7 @@ class OptimizerParameter(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "default_json", b"default_json", "description", b"description", "name", b"name", "type", b"type"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_json", b"default_json", "description", b"description", "name", b"name", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -944,9 +903,7 @@ class OptimizerDescription(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal[
-        "description", b"description", "name", b"name", "parameters", b"parameters"
-    ]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

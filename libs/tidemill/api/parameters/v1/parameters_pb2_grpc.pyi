@@ -25,6 +25,7 @@ else:
 _T = _typing.TypeVar("_T")
 
 class _MaybeAsyncIterator(_abc.AsyncIterator[_T], _abc.Iterator[_T], metaclass=_abc_1.ABCMeta): ...
+
 class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ignore[misc, type-arg]
     ...
 
@@ -88,9 +89,7 @@ class ParameterServiceStub:
     """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
     another is RESOURCE_EXHAUSTED with a retry delay.
     """
-    ListOptimizers: _grpc.UnaryUnaryMultiCallable[
-        _parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse
-    ]
+    ListOptimizers: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]
     """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
@@ -150,9 +149,7 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
     another is RESOURCE_EXHAUSTED with a retry delay.
     """
-    ListOptimizers: _aio.UnaryUnaryMultiCallable[
-        _parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse
-    ]  # type: ignore[assignment]
+    ListOptimizers: _aio.UnaryUnaryMultiCallable[_parameters_pb2.ListOptimizersRequest, _parameters_pb2.ListOptimizersResponse]  # type: ignore[assignment]
     """Lists the optimizers with their hyperparameters."""
     CheckOptimizer: _aio.UnaryUnaryMultiCallable[_parameters_pb2.CheckOptimizerRequest, _parameters_pb2.Optimizer]  # type: ignore[assignment]
     """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
@@ -259,9 +256,7 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _parameters_pb2.PullStateRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[
-        _abc.Iterator[_parameters_pb2.PullStateResponse], _abc.AsyncIterator[_parameters_pb2.PullStateResponse]
-    ]:
+    ) -> _typing.Union[_abc.Iterator[_parameters_pb2.PullStateResponse], _abc.AsyncIterator[_parameters_pb2.PullStateResponse]]:
         """Sends the optimizer state of this shard's blocks at the latest version, for checkpoints. One call a group at a time:
         another is RESOURCE_EXHAUSTED with a retry delay.
         """
@@ -282,6 +277,4 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_parameters_pb2.Optimizer, _abc.Awaitable[_parameters_pb2.Optimizer]]:
         """Checks an optimizer's name and hyperparameters, and returns it with every default filled in."""
 
-def add_ParameterServiceServicer_to_server(
-    servicer: ParameterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]
-) -> None: ...
+def add_ParameterServiceServicer_to_server(servicer: ParameterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
