@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ async def test_both_strategies_give_the_same_bits(tmp_path: Path) -> None:
                 assert metrics[0] == metrics[1]
 
 
+def _is_gone(pid: int) -> bool:
+    return not lives(pid)
+
+
 async def test_killed_workers_change_nothing(alone: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIDEMILL_WORKER_HEARTBEAT_SECONDS", "0.1")
     wanted = spec(workers=2, epochs=10, batch_size=16, checkpoint_steps=25)
@@ -106,7 +111,7 @@ async def test_killed_workers_change_nothing(alone: World, tmp_path: Path, monke
             seen = await client.get_job(job.name)
             seen = await reached(client, job, seen.progress.step + 20)
             os.kill(seen.workers[rank].pid, number)
-            await until(lambda pid=seen.workers[rank].pid: not lives(pid), timeout=30)
+            await until(partial(_is_gone, seen.workers[rank].pid), timeout=30)
         done = await ended(client, job, State.STATE_SUCCEEDED)
         want = await ended(client, fault_free, State.STATE_SUCCEEDED)
     assert done.restarts == 3

@@ -1,7 +1,7 @@
 """All-reduce among workers in threads, with what surrounds them in memory: results, deaths, and what is kept."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Lab:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     torch.set_num_threads(1)
     monkeypatch.setattr(work, "Network", ThreadedNetwork)
     monkeypatch.setenv("LOCAL_RANK", "0")
