@@ -1,7 +1,7 @@
 """Parameter groups from Python: made by `ParametersAdmin`, filled, pulled and pushed to by `ParametersClient`."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
@@ -17,6 +17,9 @@ from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.sharedmemory import Segments, SharedSegment
+from tidemill.compression import catalogue
+from tidemill.compression.choice import EXACT
+from tidemill.compression.residuals import Residuals
 from tidemill.errors import invalid
 from tidemill.rpc import deadline
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
@@ -80,6 +83,11 @@ class ParametersClient:
         tracer: makes client spans inside of a recorded span.
         patience: seconds for which an operation is repeated on a shard that cannot be reached.
         shared: whether a worker shares memory with the shards on its host, where these offer it.
+        codec: how gradients travel in messages; what is shared is exact in any case.
+        codec_parameters: of the codec; those that are missing have defaults.
+
+    Raises:
+        Invalid: there is no such codec, or a parameter of it is wrong.
     """
 
     def __init__(
@@ -90,8 +98,14 @@ class ParametersClient:
         tracer: trace.Tracer | None = None,
         patience: float = 60.0,
         shared: bool = True,
+        codec: str = EXACT,
+        codec_parameters: Mapping[str, float | bool] | None = None,
     ) -> None:
         self.group = group
+        self.codec = codec
+        self._codec_parameters = dict(codec_parameters or {})
+        self._last: tuple[tuple[int, int, int], _Encoded | None] = (-1, -1, -1), None
+        self._codec = None if codec == EXACT else catalogue.make(codec, codec_parameters)
         self._segments = Segments(len(addresses) if shared else 0)
         self._tracer = tracer
         self._up = Fanout(len(addresses), patience, "push")
@@ -107,6 +121,11 @@ class ParametersClient:
             c.stream_unary(f"/{SERVICE.full_name}/Push", None, pb.PushResponse.FromString) for c in pushing
         ]
         self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """What the codec has not sent so far: to be kept with the worker's checkpoint, dropped when it joins anew."""
+        return Residuals(self.layout.elements)
 
     @cached_property
     def layout(self) -> Layout:
@@ -161,7 +180,7 @@ class ParametersClient:
         def load(shard: int, calls: Calls) -> None:
             def requests() -> Iterator[bytes]:
                 yield pb.LoadRequest(name=self.group).SerializeToString()
-                for data in self._chunks(shard, values):
+                for data in self._chunks(shard, lambda block: values[block.slice].data.cast("B")):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
 
             self._call(self._load[shard], requests(), calls)
@@ -186,6 +205,7 @@ class ParametersClient:
         """
         values = self._vector(flat) if samples else None
         header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
+        data = None if values is None else self._encoded(values, (worker, step, attempt))
 
         def push(shard: int, calls: Calls) -> pb.PushResponse:
             segment = None if values is None else self._segment(shard, worker, attempt, calls)
@@ -194,14 +214,17 @@ class ParametersClient:
             own = pb.PushHeader()
             own.CopyFrom(header)
             own.shared = segment is not None
+            if segment is None and self.codec != EXACT:
+                own.codec = self.codec
+                own.codec_parameters.update(self._codec_parameters)
             if segment is not None and values is not None:
                 segment.write(values)
 
             def requests() -> Iterator[bytes]:
                 yield pb.PushRequest(header=own).SerializeToString()
-                if values is not None and segment is None:
-                    for data in self._chunks(shard, values):
-                        yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, data))
+                if data is not None and segment is None:
+                    for piece in self._chunks(shard, data):
+                        yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
 
             with self._segments.checked(shard):
                 response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
@@ -324,10 +347,18 @@ class ParametersClient:
             raise invalid("flat", f"must be a vector of {elements} elements, not of shape {shape}")
         return np.ascontiguousarray(flat, FLOAT)
 
-    def _chunks(self, shard: int, values: Array) -> Iterator[list[Piece]]:
+    def _encoded(self, values: Array, push: tuple[int, int, int]) -> "_Encoded":
+        """The blocks of a push; of one that is repeated, those that were encoded before, if that matters."""
+        last, known = self._last
+        if known is None or last != push or self._codec is None or not self._codec.keeps_residual:
+            known = _Encoded(self, values)
+            self._last = push, known
+        return known
+
+    def _chunks(self, shard: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
         """The pieces of the `BlockData` of each block of a shard."""
         for block in self.layout.parts[shard]:
-            data = values[block.slice].data.cast("B")
+            data = data_of(block)
             start = pb.BlockData(block=block.index).SerializeToString()
             yield frame(start, pb.BlockData.DATA_FIELD_NUMBER, [data])
 
@@ -382,3 +413,29 @@ class ParametersClient:
             return response
 
         return self._segments.of(shard, (worker, attempt), attach, self.layout.parts[shard])
+
+
+class _Encoded:
+    """The blocks of one push as they travel: the same bytes however often they are sent.
+
+    Args:
+        client: whose codec and residuals.
+        values: all gradients; not changed while this is used.
+    """
+
+    def __init__(self, client: ParametersClient, values: Array) -> None:
+        self._client = client
+        self._values = values
+        self._kept: dict[int, memoryview] = {}
+
+    def __call__(self, block: blocks.Block) -> memoryview:
+        """The data of a block. Blocks of different shards may be asked for at the same time."""
+        values, codec = self._values[block.slice], self._client._codec
+        if codec is None:
+            return values.data.cast("B")
+        if not codec.keeps_residual:
+            return codec.encode(values)
+        # What is encoded changes the residual: a repetition of the push must not encode it once more.
+        if block.index not in self._kept:
+            self._kept[block.index] = codec.encode(values, self._client.residuals.of(block))
+        return self._kept[block.index]

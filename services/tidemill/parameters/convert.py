@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from tidemill import names
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.tensors.v1 import tensors_pb2
+from tidemill.compression.choice import EXACT
 from tidemill.errors import invalid
 from tidemill.parameters import catalogue
 from tidemill.parameters.catalogue import CONSTANT, Choice, Description, RuleChoice
@@ -179,6 +180,8 @@ def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
         attempt=header.attempt,
         samples=header.samples,
         shared=header.shared,
+        codec="" if header.codec == EXACT else header.codec,
+        codec_parameters=_parameters(header.codec_parameters, "codec"),
     )
 
 

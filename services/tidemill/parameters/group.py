@@ -15,6 +15,7 @@ from opentelemetry import trace
 
 from tidemill import errors
 from tidemill.clock import Clock
+from tidemill.compression import catalogue
 from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale
 from tidemill.parameters.consistency.base import Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
@@ -355,6 +356,7 @@ class Group:
 
     def _stage(self, header: Header) -> Staging | None:
         """Where this push may put its blocks; None when it is a repetition."""
+        codec = catalogue.make(header.codec, header.codec_parameters) if header.codec else None
         with self._changed:
             joins = self._joins(header)
             member = self._member(header.worker)
@@ -368,7 +370,7 @@ class Group:
                 # The worker began again while its broken stream was not yet noticed here: one buffer a worker.
                 other.drop(superseded)
             subject = {"worker": str(header.worker), "step": str(header.step)}
-            staging = Staging(self.part, subject)
+            staging = Staging(self.part, subject, codec)
             member.staging = header.attempt, staging
             return staging
 

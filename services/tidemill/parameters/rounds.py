@@ -1,7 +1,8 @@
 """What workers hand in for a step, and the mean of it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,15 @@ class Header:
     samples: int
     shared: bool = False
     """Whether the gradients lie in memory that the worker shares."""
+    codec: str = ""
+    """How their blocks are encoded; "" = not at all."""
+    codec_parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the codec."""
 
     def __post_init__(self) -> None:
-        for field in ("step", "attempt"):
-            if getattr(self, field) < 0:
-                raise invalid(f"header.{field}", f"must not be negative, not {getattr(self, field)}")
+        for name in ("step", "attempt"):
+            if getattr(self, name) < 0:
+                raise invalid(f"header.{name}", f"must not be negative, not {getattr(self, name)}")
         if not 0 <= self.samples <= MAX_SAMPLES:
             raise invalid("header.samples", f"must be in [0, 2^40], not {self.samples}")
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from tidemill.codecs.base import Codec
 from tidemill.errors import Invalid, Stale, TidemillError
 from tidemill.parameters.part import Part
 from tidemill.tensors.blocks import Array
@@ -19,10 +20,12 @@ class Staging:
     Args:
         part: the blocks that must come.
         subject: what errors name: whose stream it is.
+        codec: how blocks are encoded; None = they are not.
     """
 
-    def __init__(self, part: Part, subject: Mapping[str, str]) -> None:
+    def __init__(self, part: Part, subject: Mapping[str, str], codec: Codec | None = None) -> None:
         self._part = part
+        self._codec = codec
         self._subject = dict(subject)
         self._values: Array | None = None
         self._missing = {block.index for block in part.blocks}
@@ -50,10 +53,10 @@ class Staging:
         return self._received
 
     def add(self, index: int, data: bytes) -> None:
-        """Take the block `index`: little-endian float32.
+        """Take the block `index`, as it is encoded.
 
         Raises:
-            Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH or NON_FINITE.
+            Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH, NON_FINITE or BAD_ENCODING.
             TidemillError: the one that this was dropped with.
         """
         if index not in self._part:
@@ -66,14 +69,23 @@ class Staging:
         if self._dropped is not None:
             raise self._dropped()
         target = self._part.view(values, index)
+        if self._codec is not None:
+            try:
+                self._codec.decode(data, target.size, target)
+            except Invalid as error:
+                raise self._invalid(index, error.violations.get("data", error.message), error.reason) from error
+        else:
+            self._take(index, data, target)
+        self._received += len(data)
+        self._missing.discard(index)
+
+    def _take(self, index: int, data: bytes, target: Array) -> None:
         if len(data) != target.nbytes:
             raise self._invalid(index, f"needs {target.nbytes} bytes, not {len(data)}", "SIZE_MISMATCH")
         block = np.frombuffer(data, FLOAT)
         if not np.isfinite(block).all():
             raise self._invalid(index, "holds NaN or infinity", "NON_FINITE")
         np.copyto(target, block)
-        self._received += len(data)
-        self._missing.discard(index)
 
     def whole(self, *, optional: bool = False) -> Array:
         """All blocks, one after the other in one array; an empty one when none has come and that is `optional`.

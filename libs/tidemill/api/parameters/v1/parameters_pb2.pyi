@@ -480,7 +480,7 @@ class BlockData(_message.Message):
     block: _builtins.int
     """Index of the block."""
     data: _builtins.bytes
-    """Its elements as little-endian FP32: 4 bytes each, all of the block."""
+    """Its elements as little-endian FP32: 4 bytes each, all of the block; in a push as its header's codec says."""
     def __init__(
         self,
         *,
@@ -535,6 +535,8 @@ class PushHeader(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    CODEC_PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     worker: _builtins.int
@@ -554,6 +556,14 @@ class PushHeader(_message.Message):
     shard until a pull of a later version or clock has been answered. FAILED_PRECONDITION (NOT_ATTACHED) when this
     attempt has none.
     """
+    codec: _builtins.str
+    """How the data of the blocks is encoded: `fp32` (also when empty), `fp16`, `bf16`, `int8` or `topk`. INVALID_ARGUMENT with
+    reason UNKNOWN_CODEC or BAD_ENCODING otherwise.
+    """
+    @_builtins.property
+    def codec_parameters(self) -> _struct_pb2.Struct:
+        """The codec's parameters by name; missing ones have its defaults."""
+
     def __init__(
         self,
         *,
@@ -563,10 +573,12 @@ class PushHeader(_message.Message):
         attempt: _builtins.int = ...,
         samples: _builtins.int = ...,
         shared: _builtins.bool = ...,
+        codec: _builtins.str = ...,
+        codec_parameters: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["codec_parameters", b"codec_parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

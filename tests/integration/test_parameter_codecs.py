@@ -1,0 +1,103 @@
+"""Gradients that travel encoded: what arrives is what the codec promises, once, and whole or not at all."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.proxy import TcpProxy
+from tests.support.shards import GROUP, Shards, block, gradient, shards, together, wire
+from tests.support.wait import until
+from tidemill import errors
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.clients.parameters import ParametersClient
+
+ELEMENTS = 20_000
+CLOSE = {"fp16": 1e-3, "bf16": 1e-2, "int8": 2e-2}
+"""Largest error, for values of about 1."""
+
+
+async def loaded(cluster: Shards, **options: Any) -> None:
+    await cluster.group(ELEMENTS, parameters={"learning_rate": 1.0}, **options)
+    with cluster.client() as client:
+        client.load(np.zeros(ELEMENTS, np.float32))
+
+
+@pytest.mark.parametrize("codec", sorted(CLOSE))
+async def test_what_arrives_is_close(codec: str) -> None:
+    async with shards(2) as cluster:
+        await loaded(cluster)
+        with cluster.client(codec=codec) as client:
+            given = gradient(ELEMENTS, 0, 0)
+            client.push(given, worker=0, step=0)
+            found = -client.pull(1)[1]
+        assert not np.array_equal(found, given)
+        assert np.abs(found - given).max() < CLOSE[codec] * np.abs(given).max()
+        assert cluster.metric("tidemill_pushed_bytes_total") < 0.55 * 4 * ELEMENTS
+
+
+async def test_what_the_largest_few_leave_out_comes_later() -> None:
+    async with shards(2) as cluster:
+        await loaded(cluster)
+        with cluster.client(codec="topk", codec_parameters={"fraction": 0.05}) as client:
+            total = np.zeros(ELEMENTS)
+            for step in range(10):
+                given = gradient(ELEMENTS, 0, step)
+                total += given
+                # A push that is repeated is the same push: nothing is taken from the residual twice.
+                for again in range(1 + step % 2):
+                    assert client.push(given, worker=0, step=step).duplicate == bool(again)
+            sent = -client.pull(10)[1].astype("f8")
+            assert np.count_nonzero(sent) < 0.7 * ELEMENTS
+            np.testing.assert_allclose(sent + client.residuals.save(), total, atol=1e-4)
+        assert cluster.metric("tidemill_pushed_bytes_total") < 10 * 0.11 * 4 * ELEMENTS
+
+
+async def test_a_push_cut_in_the_middle_is_sent_again_as_it_was() -> None:
+    elements = 16 * 2**18
+    async with shards(1) as cluster:
+        await cluster.group(elements, parameters={"learning_rate": 1.0})
+        given = gradient(elements, 0, 0)
+        async with TcpProxy(cluster.addresses[0]) as cut:
+            through = Shards([cut.address], cluster.admin, cluster.apps)
+            with through.client(codec="topk", codec_parameters={"fraction": 0.1}) as client:
+                await together(lambda: client.load(np.zeros(elements, np.float32)))
+                before = cut.bytes_up
+                cut.rate_limit(2e6)
+                pushing = asyncio.ensure_future(together(lambda: client.push(given, worker=0, step=0)))
+                await until(lambda: cut.bytes_up > before + 300_000)
+                await cut.reset()
+                cut.restore()
+                (outcome,) = await pushing
+                assert (outcome.duplicate, outcome.version) == (False, 1)
+                ((_, values),) = await together(lambda: client.pull(1))
+                np.testing.assert_allclose(client.residuals.save() - values, given, atol=1e-6)
+
+
+async def test_what_is_badly_encoded_is_refused_whole() -> None:
+    async with shards(1) as cluster:
+        await loaded(cluster)
+        groups = await cluster.admin.get_group(GROUP)
+        counts = [one.elements for one in groups[0].blocks]
+        with wire(cluster.addresses[0]) as raw:
+            for codec, reason in (("bf16", "SIZE_MISMATCH"), ("topk", ""), ("nothing", "UNKNOWN_CODEC")):
+                first = pb.PushRequest(header=pb.PushHeader(name=GROUP, worker=0, samples=1, codec=codec))
+                pieces = [block(index, bytes(3)) for index in range(len(counts))]
+                with pytest.raises(errors.Invalid) as refused:
+                    raw.push(first, *pieces)
+                assert refused.value.reason == reason or not reason
+            assert raw.get().version == 0
+    with pytest.raises(errors.Invalid):
+        ParametersClient(["127.0.0.1:1"], GROUP, codec="moon")
+    with pytest.raises(errors.Invalid):
+        ParametersClient(["127.0.0.1:1"], GROUP, codec="topk", codec_parameters={"fraction": 2.0})
+
+
+async def test_shared_memory_is_exact_whatever_the_codec() -> None:
+    async with shards(1) as cluster:
+        await loaded(cluster)
+        with cluster.client(shared=True, codec="int8") as client:
+            given = gradient(ELEMENTS, 0, 0)
+            client.push(given, worker=0, step=0)
+            assert np.array_equal(-client.pull(1, worker=0)[1], given)
