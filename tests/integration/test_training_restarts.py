@@ -1,12 +1,9 @@
 """Training services that end, die, come back, take over, and lose what they depend on, while jobs are at work."""
 
 import asyncio
-import json
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,8 +15,9 @@ from tests.support.kv import etcd_kv, fresh_prefix
 from tests.support.ports import free_ports
 from tests.support.proxy import TcpProxy
 from tests.support.training import State, World, alive, ended, lives, spec, state, world
+from tests.support.trainingprocess import process
 from tests.support.wait import until
-from tidemill import config, errors, records
+from tidemill import errors, records
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.clients.training import TrainingClient
 from tidemill.kv.base import Kv, Put
@@ -260,53 +258,6 @@ async def test_of_two_services_one_leads_and_the_other_takes_over(neighbours: Wo
         done = await ended(second, job, State.STATE_SUCCEEDED)
         assert not alive(running)
     assert len(done.epochs) == 2
-
-
-class Process:
-    """A training service in a process of its own."""
-
-    def __init__(self, neighbours: World, settings: Mapping[str, object]) -> None:
-        self._folder = neighbours.folder
-        self._settings = {**neighbours.settings, **settings}
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> str:
-        """Start it; its address."""
-        announced = self._folder / "ports.json"
-        announced.unlink(missing_ok=True)
-        given = {**self._settings, "announce_file": announced}
-        own = {
-            "registry_address": "TIDEMILL_REGISTRY_ADDRESS",
-            "artifacts_address": "TIDEMILL_ARTIFACTS_ADDRESS",
-            "worker_command": "TIDEMILL_TRAINING_WORKER_COMMAND",
-        }
-        variables = {
-            own.get(name, f"TIDEMILL_TRAINING_{name.upper()}"): ",".join(value)
-            if isinstance(value, tuple)
-            else str(value)
-            for name, value in given.items()
-        }
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tidemill.training", env={**config.environ(), **variables}
-        )
-        await until(announced.exists, 30)
-        return f"127.0.0.1:{json.loads(announced.read_text())['grpc']}"
-
-    async def end(self, how: signal.Signals) -> int:
-        """End it; its exit status."""
-        assert self._process is not None
-        with suppress(ProcessLookupError):
-            self._process.send_signal(how)
-        return await self._process.wait()
-
-
-@asynccontextmanager
-async def process(neighbours: World, **settings: object) -> AsyncIterator[Process]:
-    running = Process(neighbours, settings)
-    try:
-        yield running
-    finally:
-        await running.end(signal.SIGKILL)
 
 
 async def at_work(client: TrainingClient, neighbours: World, script: str = "epoch:0", **fields: object) -> pb.Job:

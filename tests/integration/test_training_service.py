@@ -119,6 +119,7 @@ async def test_a_job_fails_when_its_workers_die_too_often(neighbours: World, scr
     async with neighbours.training() as client:
         done = await ended(client, await client.create_job(spec(script, max_restarts=1)), State.STATE_FAILED)
     assert reason in done.error
+    assert done.traceback == ("in line 7" if script.startswith("fail") else "")
     assert done.restarts == 1
 
 

@@ -135,7 +135,7 @@ class Worker:
         if self.does("hang"):
             await asyncio.sleep(600)
         if self.does("fail"):
-            await self.client.report_failure("the disk is full", final=False, step=1)
+            await self.client.report_failure("the disk is full", final=False, step=1, traceback="in line 7")
             sys.exit(1)
         if self.does("final"):
             await self.client.report_failure("loss is nan at step 7", final=True, step=7)

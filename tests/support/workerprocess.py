@@ -23,8 +23,8 @@ from tidemill.rpc.server import AioServer, Service
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.meter import Beat
 from tidemill.training.spec import JobSpec
-from tidemill.training.tokens import Tokens
-from tidemill.training.worker.task import Decision, Task
+from tidemill.training.tokens import Tokens, digest, fresh
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.workers_servicer import WorkerServicer
 from tidemill.training.workshop import Seat
 
@@ -101,12 +101,14 @@ class Office:
         """A process for a rank, in the place of the one before."""
         attempt = self.attempts[rank] = self.attempts.get(rank, -1) + 1
         self.beats.pop(rank, None)
+        token = fresh()
+        self.tokens.know(digest(token), Seat(self, rank, attempt))
         return WorkerProcess(
             self.folder,
             f"rank{rank}.{attempt}",
             {
                 "TIDEMILL_TRAINING_ADDRESS": self.address,
-                "TIDEMILL_WORKER_TOKEN": self.tokens.issue(Seat(self, rank, attempt)),
+                "TIDEMILL_WORKER_TOKEN": token,
                 **environment,
             },
         )
@@ -114,7 +116,7 @@ class Office:
     def _member(self, rank: int, attempt: int) -> MemoryCoordinator:
         if self.attempts[rank] != attempt:
             raise Stale("another process has this rank now")
-        return MemoryCoordinator(self.job, rank)
+        return MemoryCoordinator(self.job, rank, attempt)
 
     def task(self, rank: int, attempt: int) -> Task:
         self._member(rank, attempt)
@@ -126,10 +128,18 @@ class Office:
             traceparent=self.traceparent,
         )
 
-    async def beat(self, rank: int, attempt: int, beat: Beat) -> bool:
-        stop = self._member(rank, attempt).beat(beat.phase, step=beat.step, steps_per_epoch=0, loss=0, samples=0)
+    async def beat(self, rank: int, attempt: int, beat: Beat) -> Answer:
+        answer = self._member(rank, attempt).beat(
+            beat.phase, step=beat.step, steps_per_epoch=0, loss=0, samples=0, generation=beat.generation
+        )
         self.beats[rank] = beat
-        return stop
+        return answer
+
+    async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
+        return self._member(rank, attempt).meet(lost=lost, address=address)
+
+    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
+        self._member(rank, attempt).report_checkpoint(checkpoint, step)
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         return self._member(rank, attempt).report_epoch(epoch)
@@ -137,8 +147,10 @@ class Office:
     async def report_result(self, rank: int, attempt: int, result: Result) -> None:
         self._member(rank, attempt).report_result(result)
 
-    def report_failure(self, rank: int, attempt: int, error: str, *, final: bool, step: int) -> None:
-        self._member(rank, attempt).report_failure(error, final=final, step=step)
+    def report_failure(
+        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+    ) -> None:
+        self._member(rank, attempt).report_failure(error, final=final, step=step, traceback=traceback)
 
     async def reaches(self, rank: int, step: int) -> None:
         """Wait until a rank's process says that it has done so many steps."""

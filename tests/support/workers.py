@@ -220,6 +220,7 @@ class MemoryJob:
     result: Result | None = None
     failures: list[tuple[int, str, bool, int]] = field(default_factory=list)
     """(rank, error, final, step)."""
+    tracebacks: list[str] = field(default_factory=list)
     phases: list[tuple[int, str]] = field(default_factory=list)
     stopped: bool = False
     meeting: Meeting = field(default_factory=Meeting)
@@ -287,8 +288,9 @@ class MemoryCoordinator:
         assert self.rank == 0
         self.job.result = result
 
-    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
         self.job.failures.append((self.rank, error, final, step))
+        self.job.tracebacks.append(traceback)
 
 
 def no_export(network: Network, samples: Array, path: Path, threads: int) -> float:

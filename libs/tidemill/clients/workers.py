@@ -109,9 +109,18 @@ class WorkerClient:
         """Hand in what the job brought forth (rank 0)."""
         await self._repeat(self._stub.ReportResult, pb.ReportResultRequest(token=self._token, result=result))
 
-    async def report_failure(self, error: str, *, final: bool, step: int = 0) -> None:
-        """Say why this worker ends; a `final` failure fails the job, any other lets a new worker take its place."""
-        request = pb.ReportFailureRequest(token=self._token, error=error[:4096], final=final, step=step)
+    async def report_failure(self, error: str, *, final: bool, step: int = 0, traceback: str = "") -> None:
+        """Say why this worker ends; a `final` failure fails the job, any other lets a new worker take its place.
+
+        Args:
+            error: the reason in words, at most 4096 characters.
+            final: whether a new worker would meet it again.
+            step: step at which it happened.
+            traceback: where in the code it happened, at most 8 KiB; "" when the reason says it all.
+        """
+        request = pb.ReportFailureRequest(
+            token=self._token, error=error[:4096], final=final, step=step, traceback=traceback
+        )
         await self._repeat(self._stub.ReportFailure, request)
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from tidemill.api.artifacts.v1 import artifacts_pb2 as artifacts
 from tidemill.api.registry.v1 import registry_pb2 as registry
 from tidemill.api.tensors.v1 import tensors_pb2 as tensors
 from tidemill.api.training.v1 import training_pb2 as training
-from tidemill.cli.output import counted, minute, pairs, print_fields, print_table, short, size, when
+from tidemill.cli.output import counted, minute, pairs, print_fields, print_table, printable, short, size, when
 from tidemill.cli.progress import state_name
 
 _METRICS = ("accuracy", "f1", "loss")
@@ -71,6 +71,10 @@ def show_job(job: training.Job) -> None:
     columns = ["epoch#", "train loss#", "val loss#", "accuracy#", "precision#", "recall#", "F1#", "seconds#", ""]
     print()
     print_table(columns, rows, empty="no finished epoch")
+    if job.traceback:
+        print("\nwhere the worker failed:")
+        for line in job.traceback.rstrip().split("\n"):
+            print(f"  {printable(line)}")
 
 
 def quality(test: training.Metrics) -> str:

@@ -302,6 +302,7 @@ def to_job(job: Job) -> pb.Job:
         spec=to_spec(job.spec),
         state=_STATES[job.state],
         error=job.error,
+        traceback=job.traceback,
         progress=_to_progress(job.progress),
         epochs=[to_epoch(epoch) for epoch in job.epochs],
         result=to_result(job.result) if job.result else None,

@@ -56,6 +56,8 @@ class Member:
     samples: int = 0
     failure: str = ""
     """Why it cannot go on, in its own words."""
+    traceback: str = ""
+    """Where its code was then."""
     tail: list[str] = field(default_factory=list)
     """The last lines that it has printed."""
 
@@ -69,8 +71,14 @@ class Boss(Protocol):
     def excuses(self, rank: int, status: int | None) -> bool:
         """Whether a rank has done its part, now that its process has ended (or is silent: status None)."""
 
-    async def replace(self, rank: int, reason: str) -> Worker:
-        """Store that the process of a rank is to be replaced, and by whom. Raises when it must not be."""
+    async def replace(self, rank: int, reason: str, traceback: str) -> Worker:
+        """Store that the process of a rank is to be replaced, and by whom. Raises when it must not be.
+
+        Args:
+            rank: the rank.
+            reason: why.
+            traceback: where the code of the process was, if it has told.
+        """
 
 
 class Crew:
@@ -216,7 +224,8 @@ class Crew:
             await self._clock.sleep(pause)  # one that dies at once must not be started in a busy loop
             pause = min(max(2 * pause, 0.25), _LONGEST_PAUSE)
             ended, member.process = member.process, None
-            self._seat(member, await self._boss.replace(member.rank, self._cause(member, reason)))
+            cause = self._cause(member, reason)
+            self._seat(member, await self._boss.replace(member.rank, cause, member.traceback))
             if ended is not None:
                 await ended.forget()
 
@@ -224,7 +233,8 @@ class Crew:
         """A rank gets the process of this record, which is to be started or found again."""
         member.attempt, member.handle, member.token = worker.attempt, worker.handle, worker.token
         member.step, member.heartbeat, member.samples = worker.step, worker.heartbeat, worker.samples
-        member.phase, member.failure, member.tail, member.is_heard = worker.phase or STARTING, "", [], False
+        member.phase, member.failure, member.traceback = worker.phase or STARTING, "", ""
+        member.tail, member.is_heard = [], False
         member.deadline = self._clock.monotonic() + self._patience.start
 
     def _cause(self, member: Member, reason: str) -> str:

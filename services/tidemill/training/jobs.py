@@ -20,6 +20,8 @@ from tidemill.training.spec import JobSpec
 
 MAX_ERROR = 4096
 """Longest error text in characters."""
+MAX_TRACEBACK = 8192
+"""Longest traceback of a worker in bytes."""
 
 
 class State(Enum):
@@ -92,6 +94,8 @@ class Job:
     spec: JobSpec
     state: State = State.PENDING
     error: str = ""
+    traceback: str = ""
+    """Where the code of the worker was that made it fail."""
     waiting: str = ""
     progress: Progress = field(default_factory=Progress)
     epochs: tuple[Epoch, ...] = ()

@@ -18,7 +18,16 @@ INTERVAL = 1.0
 
 
 class JobFailed(Exception):
-    """The job cannot go on; its text says why."""
+    """The job cannot go on; its text says why.
+
+    Args:
+        text: why.
+        traceback: where the code of the worker was that made it fail, if it was a fault of code.
+    """
+
+    def __init__(self, text: str, traceback: str = "") -> None:
+        super().__init__(text)
+        self.traceback = traceback
 
 
 class Placement:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry import trace
@@ -144,7 +145,7 @@ class JobRun:
             else:
                 text = self._reason(error)
                 self._tell(f"the job has failed: {text}")
-                await self._end(State.FAILED, text)
+                await self._end(State.FAILED, text, error.traceback if isinstance(error, JobFailed) else "")
         except CancelAsked as asked:
             await self._conclude(asked)
 
@@ -154,7 +155,7 @@ class JobRun:
         LOG.error("a job fails for a fault of ours", exc_info=error, extra={"job": self._ledger.job.name})
         return f"an unexpected error happened ({type(error).__name__}); see the training service's log"
 
-    async def _end(self, state: State, error: str = "") -> None:
+    async def _end(self, state: State, error: str = "", traceback: str = "") -> None:
         now = self._shop.clock.now()
         job = self._ledger.job
         best = epochs.best(job.epochs)
@@ -165,7 +166,7 @@ class JobRun:
             Duty(uid=job.uid, kind="checkpoints", job=job.name, artifacts=old, created=now),
         ]
         await self._ledger.change(
-            lambda current: move(self._live(current), state, now, error=error),
+            lambda current: replace(move(self._live(current), state, now, error=error), traceback=traceback),
             duties=[duty for duty in duties if duty.shards or duty.artifacts],
             cancelling=state is State.CANCELLED,
         )

@@ -43,7 +43,7 @@ class Team:
         """Digests of all that were given out."""
         self._secrets: dict[int, str] = {}
         """Token of the process that is appointed to a rank, until it is started."""
-        self._refusal = ""
+        self._refusal: JobFailed | None = None
         self._refused = asyncio.Event()
         self._delivered = asyncio.Event()
         before = {worker.rank: worker for worker in job.workers}
@@ -87,8 +87,8 @@ class Team:
         delivered = asyncio.ensure_future(self._delivered.wait())
         try:
             await asyncio.wait({crew, refused, delivered}, return_when=asyncio.FIRST_COMPLETED)
-            if refused.done():
-                raise JobFailed(self._refusal)
+            if self._refusal is not None:
+                raise self._refusal
             if crew.done():
                 crew.result()
         finally:
@@ -135,7 +135,7 @@ class Team:
         job = self._ledger.job
         return job.result is not None if rank == 0 else job.state not in _TRAINING
 
-    async def replace(self, rank: int, reason: str) -> Worker:
+    async def replace(self, rank: int, reason: str, traceback: str) -> Worker:
         """Count the death of a process, and store who follows.
 
         Raises:
@@ -147,7 +147,7 @@ class Team:
         def replaced(job: Job) -> Job:
             most = job.spec.max_restarts or 0
             if job.restarts >= most:
-                raise JobFailed(shortened(f"{reason}\n(replaced {job.restarts} of at most {most} times)"))
+                raise JobFailed(shortened(f"{reason}\n(replaced {job.restarts} of at most {most} times)"), traceback)
             job = self.live(job)
             workers = tuple(self._next(worker) if worker.rank == rank else worker for worker in job.workers)
             return replace(job, restarts=job.restarts + 1, workers=workers)
@@ -268,16 +268,18 @@ class Team:
             _stopped()
         self._delivered.set()
 
-    def report_failure(self, rank: int, attempt: int, error: str, *, final: bool, step: int) -> None:
+    def report_failure(
+        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+    ) -> None:
         """Take note of why a worker cannot go on; a final failure fails the job."""
         member = self._crew.member(rank, attempt)
-        member.failure = shortened(f"at step {step}: {error}")
+        member.failure, member.traceback = shortened(f"at step {step}: {error}"), traceback
         self._log.append(SERVICE, f"worker {rank} reports a failure {member.failure}")
         if final:
-            self._refuse(f"worker {rank} {member.failure}")
+            self._refuse(f"worker {rank} {member.failure}", traceback)
 
-    def _refuse(self, reason: str) -> None:
-        self._refusal = self._refusal or reason
+    def _refuse(self, reason: str, traceback: str = "") -> None:
+        self._refusal = self._refusal or JobFailed(reason, traceback)
         self._refused.set()
 
     def _check_reporter(self, rank: int, attempt: int) -> None:

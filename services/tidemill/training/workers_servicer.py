@@ -9,7 +9,7 @@ from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.api.training.v1 import training_pb2_grpc as rpc
 from tidemill.errors import invalid
 from tidemill.training import convert
-from tidemill.training.jobs import MAX_ERROR
+from tidemill.training.jobs import MAX_ERROR, MAX_TRACEBACK
 from tidemill.training.tokens import Tokens
 from tidemill.training.workshop import Seat
 
@@ -70,5 +70,14 @@ class WorkerServicer(rpc.WorkerServiceServicer):
         seat = self._tokens.find(request.token)
         if len(request.error) > MAX_ERROR:
             raise invalid("error", f"must be at most {MAX_ERROR} characters")
-        seat.employer.report_failure(seat.rank, seat.attempt, request.error, final=request.final, step=request.step)
+        if len(request.traceback.encode()) > MAX_TRACEBACK:
+            raise invalid("traceback", f"must be at most {MAX_TRACEBACK} bytes")
+        seat.employer.report_failure(
+            seat.rank,
+            seat.attempt,
+            request.error,
+            final=request.final,
+            step=request.step,
+            traceback=request.traceback,
+        )
         return Empty()

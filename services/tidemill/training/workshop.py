@@ -43,7 +43,9 @@ class Employer(Protocol):
     async def report_result(self, rank: int, attempt: int, result: Result) -> None:
         """Take the result, once."""
 
-    def report_failure(self, rank: int, attempt: int, error: str, *, final: bool, step: int) -> None:
+    def report_failure(
+        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+    ) -> None:
         """Take note of why a worker cannot go on."""
 
 

@@ -95,7 +95,7 @@ class FakeBoss:
     def excuses(self, rank: int, status: int | None) -> bool:
         return self.excused(rank, status)
 
-    async def replace(self, rank: int, reason: str) -> Worker:
+    async def replace(self, rank: int, reason: str, traceback: str) -> Worker:
         self.reasons.append(reason)
         if len(self.reasons) > self.most:
             raise JobFailed(reason)

@@ -8,7 +8,7 @@ import pytest
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.training.epochs import Epoch, Result
-from tidemill.training.worker.failure import MAX_TEXT, describe, is_final
+from tidemill.training.worker.failure import MAX_TEXT, describe, is_final, trace
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.stop import Stop, Stopped
 from tidemill.training.worker.task import Answer, Decision, Place
@@ -41,7 +41,7 @@ class Service:
     def report_result(self, result: Result) -> None:
         raise NotImplementedError
 
-    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
         raise NotImplementedError
 
 
@@ -125,5 +125,5 @@ class TestFailures:
         text = describe(caught.value)
         assert not is_final(caught.value)
         assert text.startswith(kind.__name__)
-        assert "in deep" in text
         assert len(text) <= MAX_TEXT
+        assert "in deep" in trace(caught.value)

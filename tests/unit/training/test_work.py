@@ -204,7 +204,7 @@ class TestDatasets:
         [(rank, error, final, step)] = job.failures
         assert (rank, final, step) == (0, True, 0)
         assert "data set:" in error or "no known format" in error
-        assert "Traceback" not in error
+        assert job.tracebacks == [""], "the text says it all"
 
     def test_a_data_set_that_does_not_exist(self, lab: Lab) -> None:
         job = lab.run(spec(dataset=Dataset(artifact="0" * 64)))
@@ -292,8 +292,12 @@ class TestFaults:
         [(_, error, final, step)] = job.failures
         assert (final, step) == (False, 6)
         assert error.startswith("ZeroDivisionError: xxx")
-        assert "exchange" in error
         assert len(error) <= 4096
+        [where] = job.tracebacks
+        assert where.startswith("Traceback (most recent call last)")
+        assert "in exchange" in where
+        assert "ZeroDivisionError: xxx" in where, "a long message does not cost the frames"
+        assert len(where.encode()) <= 8192
 
     def test_a_stop_ends_a_step_that_is_never_finished(self, lab: Lab) -> None:
         job, group = MemoryJob(spec(workers=2)), MemoryGroup(2)

@@ -1,5 +1,6 @@
 """The composition root of a worker process."""
 
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -39,7 +40,12 @@ class WorkerApp:
         self._asynchronous: list[Any] = []
         self._groups: list[ParametersClient] = []
         client = self._made(
-            WorkerClient, config.training_address, config.token, tracer=self._telemetry.tracer, timeout=CALL_SECONDS
+            WorkerClient,
+            config.training_address,
+            config.token,
+            tracer=self._telemetry.tracer,
+            timeout=CALL_SECONDS,
+            retry_for=math.inf,  # the service will be back, or the launcher ends this process
         )
         self._coordinator = RemoteCoordinator(client, self._loop)
         self._progress = Progress()

@@ -53,9 +53,9 @@ class RemoteCoordinator:
         """Hand in the result."""
         self._loop.run(self._client.report_result(convert.to_result(result)))
 
-    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
         """Say why the worker cannot go on."""
-        self._loop.run(self._client.report_failure(error, final=final, step=step))
+        self._loop.run(self._client.report_failure(error, final=final, step=step, traceback=traceback))
 
 
 class RemoteArtifacts:

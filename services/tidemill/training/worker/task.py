@@ -84,7 +84,7 @@ class Coordinator(Protocol):
     def report_result(self, result: Result) -> None:
         """Hand in the result; the same again changes nothing."""
 
-    def report_failure(self, error: str, *, final: bool, step: int) -> None:
+    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
         """Say why the worker cannot go on."""
 
 

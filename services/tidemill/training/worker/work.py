@@ -17,6 +17,7 @@ from tidemill.training import strategies
 from tidemill.training.strategies.base import ParameterServer, Peers, Snapshot, Strategy, Team
 from tidemill.training.worker.delivery import Delivery
 from tidemill.training.worker.failure import describe, is_final
+from tidemill.training.worker.failure import trace as trace_of
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.judge import EpochJudge
 from tidemill.training.worker.network import Network
@@ -90,9 +91,11 @@ class Work:
                 raise
 
     def _failed(self, error: Exception) -> bool:
-        LOG.error("cannot go on: %s", describe(error))
+        LOG.error("cannot go on: %s", "\n".join(filter(None, (describe(error), trace_of(error)))))
         try:
-            self._with.coordinator.report_failure(describe(error), final=is_final(error), step=self._progress.step)
+            self._with.coordinator.report_failure(
+                describe(error), final=is_final(error), step=self._progress.step, traceback=trace_of(error)
+            )
         except TidemillError as unreported:
             LOG.error("this could not be reported: %s", unreported.message)
         return False

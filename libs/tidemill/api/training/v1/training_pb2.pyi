@@ -541,6 +541,7 @@ class Job(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    TRACEBACK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -555,6 +556,10 @@ class Job(_message.Message):
     """Changes with every stored change. Output only."""
     waiting: _builtins.str
     """What it waits for, in words, for example `waits for 2 parameter shards, 1 is live`; empty = nothing. Output only."""
+    traceback: _builtins.str
+    """Where the code of the worker was that made it fail: its own traceback, at most 8 KiB, the end of a longer one. Empty
+    when it has not failed, or `error` says all there is to say. Output only.
+    """
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What to train."""
@@ -605,10 +610,11 @@ class Job(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _builtins.str = ...,
+        traceback: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceback", b"traceback", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1325,6 +1331,7 @@ class ReportFailureRequest(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    TRACEBACK_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The worker's token."""
     error: _builtins.str
@@ -1333,6 +1340,8 @@ class ReportFailureRequest(_message.Message):
     """Whether a new worker would meet it again."""
     step: _builtins.int
     """Step at which it happened."""
+    traceback: _builtins.str
+    """Where in the code it happened, at most 8 KiB; empty when the reason says all there is to say."""
     def __init__(
         self,
         *,
@@ -1340,10 +1349,11 @@ class ReportFailureRequest(_message.Message):
         error: _builtins.str = ...,
         final: _builtins.bool = ...,
         step: _builtins.int = ...,
+        traceback: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "final", b"final", "step", b"step", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "final", b"final", "step", b"step", "token", b"token", "traceback", b"traceback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
