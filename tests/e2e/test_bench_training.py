@@ -31,7 +31,7 @@ def test_it_measures_our_modes_beside_compute_alone(tmp_path: Path) -> None:
     assert rows["alone"]["payload_mb"] == 0
     assert set(ours["peak_mib"]) == {"shard-0", "worker-0", "worker-1"}
     assert all(row["p50_ms"] > 0 and row["cpu_s"] > 0 for row in rows.values())
-    assert ours["overhead_ms"] > 0
+    assert ours["overhead_ms"] == pytest.approx(ours["p50_ms"] - rows["alone"]["p50_ms"])
     assert [promise["kept"] for promise in facts["promises"]] == [None] * 8
     assert [len(found) for found in facts["rounds"]] == [1]
     assert len(facts["rounds"][0][0]["systems"]["ours-bsp-grpc"]["times"]) == 2 * 10

@@ -33,14 +33,18 @@ def step(found: Round, system: str, model: str, workers: int) -> float:
 
 
 def overhead(found: Round, system: str, model: str, workers: int) -> float:
-    """Milliseconds of a step beyond the same round's compute alone; never below a hundredth of that."""
-    alone = step(found, FLOOR, model, workers)
-    return max(step(found, system, model, workers) - alone, alone / 100)
+    """Milliseconds of a step beyond the same round's compute alone; noise may make it negative."""
+    return step(found, system, model, workers) - step(found, FLOOR, model, workers)
+
+
+def some(found: Round, system: str, model: str, workers: int) -> float:
+    """An overhead to divide by: at least a hundredth of compute alone."""
+    return max(overhead(found, system, model, workers), step(found, FLOOR, model, workers) / 100)
 
 
 def beyond(ours: str, peer: str) -> Callable[[Round], float]:
     """Our overhead over a peer's, on model L with two workers."""
-    return lambda found: overhead(found, OURS + ours, "L", 2) / overhead(found, peer, "L", 2)
+    return lambda found: overhead(found, OURS + ours, "L", 2) / some(found, peer, "L", 2)
 
 
 def against(ours: str, *peers: str) -> Callable[[Round], float]:
@@ -58,7 +62,7 @@ def against(ours: str, *peers: str) -> Callable[[Round], float]:
 def many_tensors(found: Round) -> float:
     """Overhead of 200 small tensors over that of one of their size, two workers."""
     name = OURS + "bsp-grpc"
-    return overhead(found, name, "T", 2) / overhead(found, name, "T1", 2)
+    return overhead(found, name, "T", 2) / some(found, name, "T1", 2)
 
 
 def sparse(found: Round) -> float:

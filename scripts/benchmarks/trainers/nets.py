@@ -59,7 +59,12 @@ class Net(nn.Module):
         super().__init__()
         self.model = model
         self._ops = Ops(sparse)
-        self.values = nn.ParameterList([nn.Parameter(torch.from_numpy(v)) for v in models.first_values(model)])
+        values = [nn.Parameter(torch.from_numpy(value)) for value in models.first_values(model)]
+        if model.kind == "embedding" and sparse:
+            # DDP sees only from this class that a gradient will be sparse.
+            self.table = nn.Embedding(*model.tensors[0], sparse=True, _weight=values[0])
+            values = [self.table.weight]
+        self.values = nn.ParameterList(values)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """The loss of one batch."""

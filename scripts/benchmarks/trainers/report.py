@@ -32,7 +32,7 @@ def medians(rounds: list[Round], copy_rate: float) -> list[dict[str, Any]]:
             if FLOOR in rounds[0][model, workers] and system != FLOOR:
                 beyond = statistics.median(overhead(found, system, model, workers) for found in rounds)
             payload = statistics.median(run["payload"] for run in runs)
-            moved = payload / (beyond / 1000) if beyond and payload else None
+            moved = payload / (beyond / 1000) if beyond and beyond > 0 and payload else None
             rows.append(
                 {
                     "model": model,
