@@ -17,6 +17,7 @@ SHORT = {
     "serving_crash": ("--crashes", "2", "--every", "30", "--rate", "60"),
     "fuzz_grpc": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
     "fuzz_http": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
+    "training_orchestrator": ("--kills", "3", "--seed", "8"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
 ONCE = {

@@ -7,6 +7,7 @@ time in this process.
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ class Death:
 def plant(death: Death) -> None:
     """Let the service die there."""
     states: dict[str, str] = {}
-    save, create, launch = JobStore.save, JobStore.create, local.subprocess.Popen
+    save, create, launch = JobStore.save, JobStore.create, subprocess.Popen
 
     async def dying_create(self: JobStore, job: Job, request_id: str = "") -> Job:
         death.at("before", "create")
@@ -63,7 +64,7 @@ def plant(death: Death) -> None:
         return started
 
     JobStore.create, JobStore.save = dying_create, dying_save  # type: ignore[method-assign]
-    local.subprocess.Popen = dying_launch  # type: ignore[misc, assignment]
+    subprocess.Popen = dying_launch  # type: ignore[misc, assignment]
 
 
 async def nobody(*_: Any) -> None:

@@ -41,7 +41,7 @@ class Ranks:
         return matched[1].decode(), int(matched[2]), int(matched[3])
 
     def _run(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.1):
             seen: set[tuple[str, int]] = set()
             for job, rank, _, _ in self.now():
                 if (job, rank) in seen:
