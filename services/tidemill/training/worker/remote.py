@@ -108,7 +108,7 @@ class RemoteGroup:
 
     def pull(self, version: int) -> Flat:
         """The parameters at a version."""
-        _, self._flat = self._client.pull(version, self._flat)
+        _, self._flat = self._client.pull(version, self._flat, worker=self._task.rank, attempt=self._task.attempt)
         return self._flat
 
     def versions(self) -> Sequence[int]:
