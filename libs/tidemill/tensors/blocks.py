@@ -35,7 +35,7 @@ class Block:
 
 
 def cut(elements: int) -> list[Block]:
-    """The blocks of a flat vector of `elements`: at least 8, but none smaller than 1024 elements or larger than allowed.
+    """The blocks of a flat vector of `elements`: at least 8, but none of less than 1024 elements or more than allowed.
 
     They do not depend on the number of shards: whatever is computed block by block, the norm of all gradients for one,
     is the same to the last bit for any number, and other shards can take over whole blocks.
