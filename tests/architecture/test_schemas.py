@@ -27,6 +27,9 @@ _TRITON = "Triton's message, read from the operator's own repository; "
 ALLOWED = {
     "tidemill.api.artifacts.v1.Artifact.files": "a list of messages",
     "tidemill.api.artifacts.v1.File.path": "a key in the manifest of valid names; blobs are stored by digest",
+    "tidemill.api.parameters.v1.AttachResponse.path": "told by a shard to its worker, which checks a nonce there",
+    "tidemill.api.training.v1.MeetRequest.address": "where rank 0 waits for its peers: only they connect to it",
+    "tidemill.api.training.v1.MeetResponse.address": "the same, told to them",
     "tidemill.api.registry.v1.Instance.address": "host:port of a service, for clients that ask; checked, never fetched",
     "tidemill.api.registry.v1.Lineage.code_revision": "words that are kept and shown",
     "tidemill.api.training.v1.JobSpec.code_revision": "words that are kept and shown",
