@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -314,9 +315,13 @@ async def test_head_of_a_stream_has_no_body(world: World) -> None:
 
 
 async def test_the_time_of_a_request_is_passed_on(world: World) -> None:
-    answer = await world.http.get("/api/v1/jobs/slow", headers={"X-Request-Timeout": "0.3"})
-    assert (answer.status_code, answer.json()["status"]) == (504, 504)
-    await asyncio.wait_for(world.training.cancelled.wait(), 10)
+    # On a busy machine the time may be over before the call has reached the service: then nothing is cancelled there.
+    async with asyncio.timeout(30):
+        while not world.training.cancelled.is_set():
+            answer = await world.http.get("/api/v1/jobs/slow", headers={"X-Request-Timeout": "0.3"})
+            assert (answer.status_code, answer.json()["status"]) == (504, 504)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(world.training.cancelled.wait(), 1)
 
 
 async def test_who_hangs_up_cancels_the_work(world: World) -> None:

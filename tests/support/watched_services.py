@@ -23,6 +23,9 @@ def _watch(path: str) -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event in _EVENTS:
             about = [os.fsdecode(a) if isinstance(a, (str, bytes)) else "" for a in arguments[:2]]
+            caller = sys._getframe(1)
+            if caller.f_code.co_name == "_rmtree_safe_fd" and "fullname" in caller.f_locals:
+                about[0] = caller.f_locals["fullname"]  # it names what it deletes by the folder that it has open
             os.write(target, (json.dumps([event, *about]) + "\n").encode())
 
     sys.addaudithook(hook)

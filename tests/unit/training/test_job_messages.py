@@ -52,7 +52,7 @@ JOB = Job(
     progress=Progress(epoch=1, epochs=2, step=3, steps_per_epoch=4, samples=5, loss=0.5, samples_per_second=7.5),
     epochs=(EPOCH,), result=RESULT, workers=(Worker(rank=1, attempt=2, pid=3, step=4, heartbeat=5.25, phase="p"),),
     restarts=6, traceparent="t", created=1.5, started=2.5, ended=3.5, owner="o", shards=("s:1",), committed=True,
-    nonce="n", request="r", fingerprint="f", revision=9,
+    nonce="n", request="r", fingerprint="f", revision=9, traceback="b", checkpoint="c" * 64, checkpoint_step=7,
 )  # fmt: skip
 
 
