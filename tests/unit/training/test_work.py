@@ -99,7 +99,9 @@ class TestResults:
         assert job.epochs[0].train_loss > job.epochs[-1].train_loss > 0
         assert len(found.dataset_digest) == 64
         phases = [phase for rank, phase in job.phases if rank == 0]
-        assert [*dict.fromkeys(phases)][:2] == ["starting", "training"]
+        # Those that a heartbeat came upon: which of the short ones is a matter of the machine.
+        assert phases[0] == "starting"
+        assert {"starting", "training"} <= {*phases} <= {"starting", "training", "evaluating", "exporting"}
 
     def test_the_artifacts_hold_what_was_promised(self, lab: Lab) -> None:
         found = result(job := lab.run(spec(), export=export))
