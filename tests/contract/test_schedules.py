@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from tidemill import plugins
+from tidemill import plugins, schedules
 from tidemill.errors import Invalid
-from tidemill.parameters import catalogue, schedules
-from tidemill.parameters.schedules.base import Schedule
+from tidemill.parameters import catalogue
+from tidemill.schedules.base import Schedule
 
 NAMES = plugins.names(schedules)
 RATE = 0.3

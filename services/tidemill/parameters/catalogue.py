@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from tidemill import config, plugins
+from tidemill import config, plugins, schedules
 from tidemill.config import parameter
-from tidemill.parameters import optimizers, schedules
+from tidemill.parameters import optimizers
 from tidemill.parameters.optimizers.base import Layerwise, Optimizer, check_sparse
 from tidemill.parameters.rule import Rule
-from tidemill.parameters.schedules.base import Schedule
 from tidemill.parameters.segments import Segments
+from tidemill.schedules.base import Schedule
 from tidemill.tensors.blocks import Block
 
 

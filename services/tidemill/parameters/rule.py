@@ -8,8 +8,8 @@ import numpy as np
 from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.optimizers.base import Layerwise, Optimizer
 from tidemill.parameters.rows import Rows
-from tidemill.parameters.schedules.base import Schedule
 from tidemill.parameters.segments import Partials, Segments
+from tidemill.schedules.base import Schedule
 from tidemill.tensors.blocks import Array
 
 Exchange = Generator[Partials, Array, None]

@@ -21,8 +21,8 @@ from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header
 from tidemill.parameters.rule import Rule
-from tidemill.parameters.schedules.constant import Constant
 from tidemill.parameters.segments import Segments
+from tidemill.schedules.constant import Constant
 from tidemill.slots import Slots
 from tidemill.tensors.blocks import Array, Block
 

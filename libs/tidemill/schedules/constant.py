@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tidemill.parameters.schedules.base import Schedule, Warmup
+from tidemill.schedules.base import Schedule, Warmup
 
 
 class Constant(Schedule):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tidemill.config import parameter
-from tidemill.parameters.schedules.base import MAX_STEPS, Schedule, Warmup
+from tidemill.schedules.base import MAX_STEPS, Schedule, Warmup
 
 
 class Cosine(Schedule):

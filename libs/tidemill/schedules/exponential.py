@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tidemill.config import parameter
-from tidemill.parameters.schedules.base import Schedule, Warmup
+from tidemill.schedules.base import Schedule, Warmup
 
 
 class Exponential(Schedule):
