@@ -1,0 +1,1 @@
+"""A line of limited rate: a TCP proxy with a token bucket in each direction."""

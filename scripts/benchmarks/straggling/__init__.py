@@ -1,0 +1,1 @@
+"""Workers that are slow at random, on a real shard."""
