@@ -30,6 +30,7 @@ ALLOWED = {
     "tidemill.api.parameters.v1.AttachResponse.path": "told by a shard to its worker, which checks a nonce there",
     "tidemill.api.training.v1.MeetRequest.address": "where rank 0 waits for its peers: only they connect to it",
     "tidemill.api.training.v1.MeetResponse.address": "the same, told to them",
+    "tidemill.api.training.v1.ShardSight.address": "where a shard is, told to people who ask why a job is stuck",
     "tidemill.api.registry.v1.Instance.address": "host:port of a service, for clients that ask; checked, never fetched",
     "tidemill.api.registry.v1.Lineage.code_revision": "words that are kept and shown",
     "tidemill.api.training.v1.JobSpec.code_revision": "words that are kept and shown",

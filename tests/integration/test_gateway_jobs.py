@@ -54,6 +54,17 @@ async def test_a_job_from_its_creation_to_its_deletion(http: httpx.AsyncClient) 
     rest = events((await http.get("/api/v1/jobs/first/logs", headers={"Last-Event-ID": "0"})).text)[:-1]
     assert rest == lines[1:]
 
+    told = events((await http.get("/api/v1/jobs/first/history")).text)[:-1]
+    assert [event["number"] for _, event in told] == [str(number) for number in range(len(told))]
+    states = [event.get("state", f"epoch {event.get('epoch', {}).get('epoch')}") for _, event in told]
+    assert states[0] == "STATE_PENDING"
+    assert states[-4:] == ["epoch 1", "epoch 2", "STATE_FINISHING", "STATE_SUCCEEDED"]
+    rest = events((await http.get("/api/v1/jobs/first/history", headers={"Last-Event-ID": "2"})).text)[:-1]
+    assert rest == told[3:]
+    why = (await http.get("/api/v1/jobs/first/explanation")).json()
+    assert (why["summary"], why["stuck"]) == ("has succeeded: it waits for nothing", False)
+    assert (await http.get("/api/v1/jobs/none/explanation")).status_code == 404
+
     listed = (await http.get("/api/v1/jobs?state=STATE_SUCCEEDED")).json()["jobs"]
     assert [job["name"] for job in listed] == ["jobs/first"]
     assert (await http.delete("/api/v1/jobs/first")).status_code == 204

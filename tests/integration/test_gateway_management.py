@@ -91,6 +91,11 @@ async def test_verbs_of_a_job(world: World) -> None:
     assert (again.status_code, again.content) == (304, b"")
     cancelled = await world.http.post("/api/v1/jobs/a:cancel")
     assert cancelled.json()["state"] == "STATE_CANCELLING"
+    paused = await world.http.post("/api/v1/jobs/a:pause")
+    assert paused.json()["state"] == "STATE_PAUSING"
+    resumed = await world.http.post("/api/v1/jobs/a:resume?shards=3")
+    assert resumed.json()["state"] == "STATE_PENDING"
+    assert world.training.requests[-1] == pb.ResumeJobRequest(name="jobs/a", shards=3)
     deleted = await world.http.delete("/api/v1/jobs/a")
     assert (deleted.status_code, deleted.content) == (204, b"")
     head = await world.http.head("/api/v1/jobs/a")

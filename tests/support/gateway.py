@@ -100,6 +100,7 @@ class ScriptedTraining(pg.TrainingServiceServicer):
         self.release = asyncio.Event()
         self.entered = asyncio.Event()
         self.cancelled = asyncio.Event()
+        self.explanation = pb.JobExplanation()
         self.jobs: asyncio.Queue[pb.Job | errors.TidemillError | None] = asyncio.Queue()
         self.lines: asyncio.Queue[pb.LogLine | errors.TidemillError | None] = asyncio.Queue()
 
@@ -132,6 +133,14 @@ class ScriptedTraining(pg.TrainingServiceServicer):
         await self._arrive(request, context)
         return pb.Job(name=request.name, state=pb.Job.STATE_CANCELLING)
 
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.Job:
+        await self._arrive(request, context)
+        return pb.Job(name=request.name, state=pb.Job.STATE_PAUSING)
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.Job:
+        await self._arrive(request, context)
+        return pb.Job(name=request.name, state=pb.Job.STATE_PENDING)
+
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> Empty:
         await self._arrive(request, context)
         return Empty()
@@ -140,6 +149,10 @@ class ScriptedTraining(pg.TrainingServiceServicer):
         await self._arrive(request, context)
         async for job in self._drain(self.jobs):
             yield job
+
+    async def ExplainJob(self, request: pb.ExplainJobRequest, context: Any) -> pb.JobExplanation:
+        await self._arrive(request, context)
+        return self.explanation
 
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         await self._arrive(request, context)

@@ -158,8 +158,10 @@ FIELDS: Mapping[str, Name | Text] = {
     **dict.fromkeys([f"{_R}{kind}InstanceRequest.name" for kind in ("Renew", "Deregister")], _INSTANCE),
     f"{_R}ListInstancesRequest.service": _OPTIONAL,
     "tidemill.api.tensors.v1.TensorSpec.name": _TENSOR,
-    **dict.fromkeys([f"{_T}{kind}JobRequest.name" for kind in ("Cancel", "Delete", "Get", "Watch")], _JOB),
-    f"{_T}StreamLogsRequest.name": _JOB,
+    **dict.fromkeys(
+        [f"{_T}{kind}JobRequest.name" for kind in ("Cancel", "Delete", "Get", "Pause", "Resume", "Watch")], _JOB
+    ),
+    **dict.fromkeys([f"{_T}{kind}Request.name" for kind in ("ExplainJob", "StreamEvents", "StreamLogs")], _JOB),
     f"{_T}CreateJobRequest.job_id": _OPTIONAL,
     f"{_T}CreateJobRequest.request_id": _REQUEST,
     f"{_T}ListJobsRequest.page_token": _PAGE,
@@ -170,6 +172,8 @@ FIELDS: Mapping[str, Name | Text] = {
     f"{_T}Dataset.label_column": _COLUMN,
     f"{_T}Dataset.text_column": _COLUMN,
     f"{_T}JobSpec.strategy": _OPTIONAL,
+    f"{_T}Consistency.mode": _OPTIONAL,
+    f"{_T}Durability.mode": _OPTIONAL,
     f"{_T}JobSpec.register_as": Name(_MODEL.patterns, optional=True),
     f"{_T}JobSpec.alias": _OPTIONAL,
     f"{_T}JobSpec.code_revision": _WORDS,
@@ -242,8 +246,8 @@ REQUESTS: Mapping[str, Any] = {
         for kind in ("Add", "Remove")
     },
     "CreateJob": {"spec": _SPEC},
-    **{f"{kind}Job": {"name": "jobs/none"} for kind in ("Get", "Cancel", "Delete", "Watch")},
-    "StreamLogs": {"name": "jobs/none"},
+    **{f"{kind}Job": {"name": "jobs/none"} for kind in ("Get", "Cancel", "Pause", "Resume", "Delete", "Watch")},
+    **{kind: {"name": "jobs/none"} for kind in ("ExplainJob", "StreamEvents", "StreamLogs")},
     "CreateGroup": {"group": _GROUP_FIELDS},
     "Attach": {"name": "groups/none"},
     **{f"{kind}Group": {"name": "groups/none"} for kind in ("Get", "Delete")},

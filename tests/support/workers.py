@@ -18,7 +18,7 @@ from tidemill.training.epochs import Epoch, Result
 from tidemill.training.meeting import Meeting
 from tidemill.training.samples import Array
 from tidemill.training.spec import Component, Dataset, JobSpec, Split
-from tidemill.training.strategies.base import Flat, Peers, Snapshot
+from tidemill.training.strategies.base import Flat, ParameterServer, Peers, Snapshot
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.network import Network, Plan
 from tidemill.training.worker.peers import Seat, TorchPeers
@@ -178,6 +178,12 @@ class MemoryServer:
     def versions(self) -> list[int]:
         return [self.group.version()]
 
+    def clocks(self) -> list[list[int]]:
+        raise NotImplementedError("this group makes rounds")
+
+    def anew(self) -> None:
+        """Nothing is kept here."""
+
 
 class FolderArtifacts:
     """An artifact store in a folder."""
@@ -314,6 +320,7 @@ class Worker:
         hook: Callable[[str, int], None] = lambda event, step: None,
         provider: TracerProvider | None = None,
         export: Exporter = no_export,
+        server: Callable[[Task], ParameterServer] | None = None,
     ) -> None:
         self.stop = Stop()
         self.progress = Progress()
@@ -325,7 +332,7 @@ class Worker:
         surroundings = Surroundings(
             coordinator=coordinator,
             artifacts=lambda task: artifacts,
-            server=lambda task: MemoryServer(group, task, hook),
+            server=server or (lambda task: MemoryServer(group, task, hook)),
             peers=self._peers(coordinator),
             signature=lambda dtype, shape, labels: f'{{"labels": {len(labels)}}}',
             export=export,

@@ -48,6 +48,8 @@ class ParametersAdmin:
         l1: float = 0.0,
         schedule: str = "constant",
         schedule_parameters: Mapping[str, float | bool] | None = None,
+        durability: str = "none",
+        fsync: bool = False,
     ) -> list[pb.Group]:
         """The new group's part on each shard, still without values; once more with the same content, the same.
 
@@ -67,8 +69,11 @@ class ParametersAdmin:
             l1: weight of the parameters' magnitudes in the loss; 0 = none.
             schedule: name of how the learning rate changes with the steps.
             schedule_parameters: its parameters; those that are missing have defaults.
+            durability: `none`, or `wal`: what was acknowledged is there again when a shard was restarted.
+            fsync: for `wal`: whether that also holds for the end of the machine.
 
         Raises:
+            FailedPrecondition: reason NO_DATA_DIRECTORY, a shard cannot keep a log.
             Invalid: some argument is wrong.
             AlreadyExists: there is another group of this name.
             Exhausted: a shard has no room for it.
@@ -91,6 +96,7 @@ class ParametersAdmin:
                 clip_norm=clip_norm,
                 l1=l1,
                 schedule=pb.Schedule(name=schedule, parameters=_struct(schedule_parameters)),
+                durability=pb.Durability(mode=_durability(durability), fsync=fsync),
             )
             for shard, part in enumerate(parts)
         ]
@@ -165,6 +171,13 @@ def _mode(name: str) -> pb.Consistency.Mode.ValueType:
     modes = {"bsp": pb.Consistency.MODE_BSP, "ssp": pb.Consistency.MODE_SSP, "asp": pb.Consistency.MODE_ASP}
     if name not in modes:
         raise errors.invalid("mode", f"must be one of {', '.join(modes)}, not {name[:40]!r}")
+    return modes[name]
+
+
+def _durability(name: str) -> pb.Durability.Mode.ValueType:
+    modes = {"none": pb.Durability.MODE_NONE, "wal": pb.Durability.MODE_WAL}
+    if name not in modes:
+        raise errors.invalid("durability", f"must be one of {', '.join(modes)}, not {name[:40]!r}")
     return modes[name]
 
 

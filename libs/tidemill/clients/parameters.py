@@ -16,10 +16,12 @@ from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
+from tidemill.clients.groupstate import GroupState
 from tidemill.clients.sharedmemory import Segments, SharedSegment
 from tidemill.compression import catalogue
-from tidemill.compression.choice import EXACT
+from tidemill.compression.choice import AUTO, EXACT, Choice
 from tidemill.compression.residuals import Residuals
+from tidemill.compression.tuner import Tuner
 from tidemill.errors import invalid
 from tidemill.rpc import deadline
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
@@ -27,7 +29,7 @@ from tidemill.rpc.frames import Piece, frame
 from tidemill.rpc.options import channel_options
 from tidemill.tensors import blocks
 
-__all__ = ["LATEST", "Layout", "ParametersAdmin", "ParametersClient", "PushOutcome"]
+__all__ = ["LATEST", "GroupState", "Layout", "ParametersAdmin", "ParametersClient", "PushOutcome"]
 
 Array: TypeAlias = blocks.Array
 
@@ -83,7 +85,8 @@ class ParametersClient:
         tracer: makes client spans inside of a recorded span.
         patience: seconds for which an operation is repeated on a shard that cannot be reached.
         shared: whether a worker shares memory with the shards on its host, where these offer it.
-        codec: how gradients travel in messages; what is shared is exact in any case.
+        codec: how gradients travel in messages; what is shared is exact in any case. `auto` = the first pushes are exact
+            and timed, then `choice` says what was chosen, and why.
         codec_parameters: of the codec; those that are missing have defaults.
 
     Raises:
@@ -102,10 +105,12 @@ class ParametersClient:
         codec_parameters: Mapping[str, float | bool] | None = None,
     ) -> None:
         self.group = group
-        self.codec = codec
+        self.codec = EXACT if codec == AUTO else codec
+        self.choice: Choice | None = None
+        self._tuner = Tuner() if codec == AUTO else None
         self._codec_parameters = dict(codec_parameters or {})
         self._last: tuple[tuple[int, int, int], _Encoded | None] = (-1, -1, -1), None
-        self._codec = None if codec == EXACT else catalogue.make(codec, codec_parameters)
+        self._codec = None if self.codec == EXACT else catalogue.make(codec, codec_parameters)
         self._segments = Segments(len(addresses) if shared else 0)
         self._tracer = tracer
         self._up = Fanout(len(addresses), patience, "push")
@@ -121,6 +126,11 @@ class ParametersClient:
             c.stream_unary(f"/{SERVICE.full_name}/Push", None, pb.PushResponse.FromString) for c in pushing
         ]
         self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
+
+    @property
+    def keeps_residual(self) -> bool:
+        """Whether the codec leaves parts of gradients for later pushes."""
+        return self._codec is not None and self._codec.keeps_residual
 
     @cached_property
     def residuals(self) -> Residuals:
@@ -165,6 +175,10 @@ class ParametersClient:
             raise invalid("worker", f"must be a rank of the {groups[0].workers} workers, not {worker}")
         return [group.members[worker].clock for group in groups]
 
+    def all_clocks(self) -> list[list[int]]:
+        """For each shard the step that each worker's next push is for."""
+        return [[member.clock for member in group.members] for group in self._groups()]
+
     def load(self, flat: Array) -> None:
         """Set the first values; the same ones again change nothing.
 
@@ -205,6 +219,9 @@ class ParametersClient:
         """
         values = self._vector(flat) if samples else None
         header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
+        if values is not None and self._tuner is not None and self._tuner.is_due:
+            self._tune(self._tuner, values)
+        sent: dict[int, tuple[int, float]] = {}
         data = None if values is None else self._encoded(values, (worker, step, attempt))
 
         def push(shard: int, calls: Calls) -> pb.PushResponse:
@@ -226,13 +243,18 @@ class ParametersClient:
                     for piece in self._chunks(shard, data):
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
 
+            begun = time.monotonic()
             with self._segments.checked(shard):
                 response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
+            if segment is None:
+                sent[shard] = 4 * sum(block.elements for block in self.layout.parts[shard]), time.monotonic() - begun
             if segment is not None and (response.version > step or not self.layout.rounds):
                 segment.free()
             return response
 
         responses = self._up.run(push)
+        if values is not None and self._tuner is not None and self._tuner.choice is None:
+            self._time(self._tuner, header, sent)
         return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
 
     def pull(
@@ -287,34 +309,87 @@ class ParametersClient:
             return int(vector.min()), flat
 
     def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
-        """The optimizer's state, for checkpoints: the version, and name -> block -> values.
+        """The optimizer's state: the version, and name -> block -> values.
 
         A state that is one number for a block has one element there; one that does not exist yet is missing.
 
         Raises:
-            Stale: with reason VERSION_SKEW, a round closed meanwhile: the shards sent different versions.
+            Stale: with reason VERSION_SKEW, a step was made meanwhile: the shards sent different versions.
         """
-        found: dict[str, dict[int, Array]] = {}
+        position, rows = self._saved(parameters=False)
+        return position.version, rows
 
-        def receive(shard: int, calls: Calls) -> tuple[int, list[tuple[str, int, Array]]]:
-            stub, rows, version = self._pulling[shard], [], 0
-            with call_context(self._tracer, stub.PullState) as metadata:
-                request = pb.PullStateRequest(name=self.group)
-                with calls.open(stub.PullState(request, metadata=metadata, timeout=deadline.timeout(None))) as call:
-                    for response in call:
-                        version = response.version
-                        if response.HasField("block"):
-                            values = np.frombuffer(response.block.data, FLOAT)
-                            rows.append((response.state, response.block.block, values))
-            return version, rows
+    def snapshot(self) -> GroupState:
+        """All there is to know of the group, while no worker pushes.
+
+        Raises:
+            Stale: with reason VERSION_SKEW, a step was made meanwhile: the shards sent different versions.
+        """
+        position, rows = self._saved(parameters=True)
+        flat = np.empty(self.layout.elements, FLOAT)
+        parameters = rows.pop("", {})
+        for block in (block for part in self.layout.parts for block in part):
+            flat[block.slice] = parameters[block.index]
+        return GroupState(
+            version=position.version,
+            steps=position.steps,
+            clocks=tuple(position.clocks),
+            samples=position.samples,
+            flat=flat,
+            state=rows,
+        )
+
+    def restore(self, state: GroupState) -> None:
+        """Let a group without values go on where another one was, which may have been on other shards.
+
+        Raises:
+            Invalid: the state is not one of such a group (reason STATE_MISMATCH).
+            FailedPrecondition: the group has begun with something else already.
+        """
+        values = self._vector(state.flat)
+        position = pb.Position(version=state.version, steps=state.steps, clocks=state.clocks, samples=state.samples)
+
+        def load(shard: int, calls: Calls) -> None:
+            def requests() -> Iterator[bytes]:
+                yield pb.LoadRequest(name=self.group, position=position).SerializeToString()
+                for data in self._chunks(shard, lambda block: values[block.slice].data.cast("B")):
+                    yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
+                for name, arrays in sorted(state.state.items()):
+                    for block in self.layout.parts[shard]:
+                        if block.index in arrays:
+                            piece = pb.BlockData(block=block.index, data=arrays[block.index].astype(FLOAT).tobytes())
+                            yield pb.LoadRequest(state=name, block=piece).SerializeToString()
+
+            self._call(self._load[shard], requests(), calls)
+
+        self._up.run(load)
+
+    def _saved(self, *, parameters: bool) -> tuple[pb.Position, dict[str, dict[int, Array]]]:
+        request = pb.PullStateRequest(name=self.group, parameters=parameters)
+
+        def receive(shard: int, calls: Calls) -> tuple[pb.Position, list[tuple[str, int, Array]]]:
+            stub, rows, position = self._pulling[shard], [], pb.Position()
+            with (
+                call_context(self._tracer, stub.PullState) as metadata,
+                calls.open(stub.PullState(request, metadata=metadata, timeout=deadline.timeout(None))) as call,
+            ):
+                for response in call:
+                    if response.HasField("position"):
+                        position = response.position
+                    if response.HasField("block"):
+                        values = np.frombuffer(response.block.data, FLOAT)
+                        rows.append((response.state, response.block.block, values))
+            return position, rows
 
         results = self._down.run(receive)
-        if len({version for version, _ in results}) > 1:
-            raise errors.Stale("a round closed while the state was read: ask again", reason="VERSION_SKEW")
+        first = results[0][0]
+        if any(position != first for position, _ in results):
+            raise errors.Stale("a step was made while the state was read: ask again", reason="VERSION_SKEW")
+        found: dict[str, dict[int, Array]] = {}
         for _, rows in results:
             for name, block, values in rows:
                 found.setdefault(name, {})[block] = values
-        return results[0][0], found
+        return first, found
 
     def close(self) -> None:
         """Close the connections; operations at work in other threads end with `Cancelled`."""
@@ -354,6 +429,27 @@ class ParametersClient:
             known = _Encoded(self, values)
             self._last = push, known
         return known
+
+    def _time(self, tuner: Tuner, header: pb.PushHeader, sent: Mapping[int, tuple[int, float]]) -> None:
+        """Tell the tuner of an exact push: per shard the bytes in messages, and the seconds that they took."""
+        empty = pb.PushHeader()
+        empty.CopyFrom(header)
+        empty.samples = 0
+
+        def repeat(shard: int, calls: Calls) -> float:
+            begun = time.monotonic()  # a repetition: it changes nothing, and nothing is to be said but that
+            self._call(self._push[shard], iter([pb.PushRequest(header=empty).SerializeToString()]), calls)
+            return time.monotonic() - begun
+
+        seconds = max((taken for _, taken in sent.values()), default=0.0)
+        tuner.pushed(sum(size for size, _ in sent.values()), seconds, max(self._up.run(repeat)) if sent else 0.0)
+        self.choice = tuner.choice
+
+    def _tune(self, tuner: Tuner, values: Array) -> None:
+        """Let the tuner choose, and from now on do as it says."""
+        self.choice = tuner.choose([values[block.slice] for part in self.layout.parts for block in part])
+        self.codec = self.choice.codec
+        self._codec = None if self.codec == EXACT else catalogue.make(self.codec)
 
     def _chunks(self, shard: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
         """The pieces of the `BlockData` of each block of a shard."""

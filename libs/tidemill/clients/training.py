@@ -96,6 +96,25 @@ class TrainingClient:
         job: pb.Job = await self._caller.unary(self._stub.CancelJob, pb.CancelJobRequest(name=name))
         return job
 
+    async def pause_job(self, name: str) -> pb.Job:
+        """Ask a job to pause; it is PAUSED soon after. Raises FailedPrecondition when its training is over."""
+        job: pb.Job = await self._caller.unary(self._stub.PauseJob, pb.PauseJobRequest(name=name))
+        return job
+
+    async def resume_job(self, name: str, *, shards: int = 0) -> pb.Job:
+        """Let a paused job go on where it was.
+
+        Args:
+            name: `jobs/{job}`.
+            shards: number of parameter-server shards to go on with; 0 = as many as before.
+
+        Raises:
+            FailedPrecondition: it is still being paused, or has ended.
+            Invalid: it cannot have so many shards.
+        """
+        job: pb.Job = await self._caller.unary(self._stub.ResumeJob, pb.ResumeJobRequest(name=name, shards=shards))
+        return job
+
     async def delete_job(self, name: str) -> None:
         """Delete a job that has ended, with its logs. Raises FailedPrecondition before it has ended."""
         await self._caller.unary(self._stub.DeleteJob, pb.DeleteJobRequest(name=name))
@@ -103,17 +122,24 @@ class TrainingClient:
     async def watch_job(self, name: str) -> AsyncGenerator[pb.Job, None]:
         """The job now and after every change, up to its final state; a broken stream is begun again.
 
+        Changes that come fast are folded together, and so is what happens while the stream is broken; `changes` and
+        `epochs` of each job are whole all the same, and `events` has each of them once.
+
         Raises:
             NotFound: there is no such job, or it was deleted meanwhile.
             Unavailable: the service did not come back in time.
         """
         patience = _Patience(self._reconnect_for)
+        last: pb.Job | None = None
         while True:
             stream = self._caller.stream(self._stub.WatchJob, pb.WatchJobRequest(name=name))
             try:
                 async with aclosing(stream) as jobs:
                     async for job in jobs:
                         patience.renew()
+                        if job == last:  # a stream that is begun again begins with the job as it is
+                            continue
+                        last = job
                         yield job
                         if job.state in ENDED:
                             return
@@ -154,8 +180,42 @@ class TrainingClient:
             except _BROKEN as error:
                 await patience.wait(error)
 
+    async def events(
+        self, name: str, from_number: int = 0, *, follow: bool = False
+    ) -> AsyncGenerator[pb.JobEvent, None]:
+        """What has happened to a job: its states and finished epochs, each once and in order, also over broken streams.
+
+        Args:
+            name: `jobs/{job}`.
+            from_number: number of the first event; 0 = the first one that is remembered.
+            follow: go on until the job ends.
+
+        Raises:
+            NotFound: there is no such job, or it was deleted meanwhile.
+            OutOfRange: the first event is forgotten; its metadata says which is the first one that is not.
+            Unavailable: the service did not come back in time.
+        """
+        patience = _Patience(self._reconnect_for)
+        while True:
+            request = pb.StreamEventsRequest(name=name, from_number=from_number, follow=follow)
+            stream = self._caller.stream(self._stub.StreamEvents, request)
+            try:
+                async with aclosing(stream) as events:
+                    async for event in events:
+                        patience.renew()
+                        from_number = event.number + 1
+                        yield event
+                return
+            except _BROKEN as error:
+                await patience.wait(error)
+
+    async def explain_job(self, name: str) -> pb.JobExplanation:
+        """What a job waits for and who holds up the others, as its workers and shards are now. Raises NotFound."""
+        found: pb.JobExplanation = await self._caller.unary(self._stub.ExplainJob, pb.ExplainJobRequest(name=name))
+        return found
+
     async def catalogue(self) -> pb.Catalogue:
-        """Models, data sets, optimizers and strategies that a job can name, with their hyperparameters."""
+        """Models, data sets, optimizers, strategies, schedules and codecs that a job can name, with their parameters."""
         catalogue: pb.Catalogue = await self._caller.unary(self._stub.ListCatalogue, pb.ListCatalogueRequest())
         return catalogue
 

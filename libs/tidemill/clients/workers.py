@@ -61,7 +61,9 @@ class WorkerClient:
         samples: int = 0,
         generation: int = 0,
     ) -> pb.HeartbeatResponse:
-        """A sign of life; `stop` in the answer asks to end at once. It is not repeated: the next one comes anyway.
+        """A sign of life; `stop` in the answer asks to end at once, `pause` to end after this step.
+
+        It is not repeated: the next one comes anyway.
 
         Args:
             phase: what the worker does: `starting`, `training`, `evaluating`, `exporting`.
@@ -94,9 +96,15 @@ class WorkerClient:
         response: pb.MeetResponse = await self._repeat(self._stub.Meet, request)
         return response
 
-    async def report_checkpoint(self, checkpoint: str, step: int) -> None:
-        """Hand in the artifact from which workers go on after a restart (rank 0), and the steps that are done in it."""
-        request = pb.ReportCheckpointRequest(token=self._token, checkpoint=checkpoint, step=step)
+    async def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+        """Hand in from where the training goes on when nobody holds its state any more (rank 0).
+
+        Args:
+            checkpoint: digest of the artifact; "" at step 0: from the start.
+            step: steps that are done in it.
+            paused: whether this worker goes no further, as it was told to pause.
+        """
+        request = pb.ReportCheckpointRequest(token=self._token, checkpoint=checkpoint, step=step, paused=paused)
         await self._repeat(self._stub.ReportCheckpoint, request)
 
     async def report_epoch(self, epoch: pb.Epoch) -> pb.ReportEpochResponse:

@@ -86,17 +86,20 @@ class Meter:
         return Cost(codec=name, encode=min(encoding) / elements, decode=min(decoding) / elements, size=size / elements)
 
 
-def choose(costs: Sequence[Cost], *, bandwidth: float, elements: int, allowed: Sequence[str] = DEFAULT) -> Choice:
+def choose(
+    costs: Sequence[Cost], *, bandwidth: float, elements: int, allowed: Sequence[str] = DEFAULT, latency: float = 0.0
+) -> Choice:
     """The codec by which a push takes least time; a less exact one only if it saves `SAVING`.
 
-    A push takes as long as encoding, the line and decoding, one after the other. What fp32 itself costs is within
+    A push takes as long as the call, encoding, the line and decoding, one after the other. What fp32 itself costs is within
     `bandwidth` and taken out of it, so that the estimate for fp32 is what was measured.
 
     Args:
         costs: of all codecs that are allowed, and of fp32.
-        bandwidth: bytes a second of whole pushes by fp32, until their acknowledgement.
+        bandwidth: bytes a second of whole pushes by fp32, until their acknowledgement, but for the latency.
         elements: of a push.
         allowed: names of codecs, the most exact first.
+        latency: seconds that a push takes which carries nothing.
 
     Raises:
         Invalid: reason NO_CODEC, none that is allowed can carry the sample; or `bandwidth` is not positive.
@@ -110,7 +113,7 @@ def choose(costs: Sequence[Cost], *, bandwidth: float, elements: int, allowed: S
     if not able:
         problems = "; ".join(f"{name}: {known[name].problem}" for name in allowed)
         raise Invalid(f"no codec that is allowed can carry these gradients: {problems}", reason="NO_CODEC")
-    seconds = {cost.codec: elements * (cost.encode + cost.decode + cost.size * line) for cost in able}
+    seconds = {cost.codec: latency + elements * (cost.encode + cost.decode + cost.size * line) for cost in able}
     best = able[0]
     for cost in able[1:]:
         if seconds[cost.codec] <= (1 - SAVING) * seconds[best.codec]:

@@ -17,6 +17,8 @@ _BEFORE = (pb.Job.STATE_PENDING, pb.Job.STATE_STARTING, pb.Job.STATE_RUNNING)
 _MARGIN = 4
 """Room for the `^C` that a terminal writes behind the bar: a line that broke there could not be taken away again."""
 _SAID = {
+    pb.Job.STATE_PAUSING: "is being paused",
+    pb.Job.STATE_PAUSED: "is paused",
     pb.Job.STATE_CANCELLING: "is being cancelled",
     pb.Job.STATE_SUCCEEDED: "has succeeded",
     pb.Job.STATE_FAILED: "has failed",

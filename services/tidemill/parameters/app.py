@@ -1,12 +1,17 @@
 """Puts a shard of the parameter server together."""
 
+import asyncio
+from pathlib import Path
+
 from tidemill.clients.instances import Registration
 from tidemill.clients.registry import RegistryClient
 from tidemill.clock import Clock, SystemClock
+from tidemill.parameters import convert
 from tidemill.parameters.config import Config
 from tidemill.parameters.groups import Groups, Limits
 from tidemill.parameters.metrics import Metrics
 from tidemill.parameters.servicer import SERVICE, ParameterServicer, add_to_server
+from tidemill.parameters.store import Code, Store
 from tidemill.rpc import app
 from tidemill.rpc.app import App, Hook
 from tidemill.rpc.options import CHUNK
@@ -33,7 +38,9 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
         waiting=config.waiting_pulls,
         optimizer_threads=config.optimizer_threads,
     )
-    groups = Groups(limits, clock=clock, tracer=telemetry.tracer, closed=metrics.round_closed)
+    code = Code(encode=convert.encode, decode=convert.decode)
+    store = Store(Path(config.data), code, config.log_bytes) if config.data else None
+    groups = Groups(limits, clock=clock, tracer=telemetry.tracer, closed=metrics.round_closed, store=store)
     pulls = Slots(config.threads - config.reserved_threads, "pulls", "TOO_MANY_PULLS")
     pushes = Slots(config.threads - config.reserved_threads, "pushes and loads", "TOO_MANY_PUSHES")
     servicer = ParameterServicer(groups, pulls, pushes, metrics, share=config.shared_memory)
@@ -46,12 +53,21 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
         max_message=CHUNK + OVERHEAD,
     )
 
+    async def recover() -> None:
+        if store is not None:
+            store.open()
+            await asyncio.to_thread(groups.recover)
+
     async def release() -> None:
-        groups.stop()
+        await asyncio.to_thread(groups.stop)
+
+    async def leave() -> None:
+        if store is not None:
+            store.close()
 
     tasks: list[Hook] = []
     stoppers: list[Hook] = [release]
-    closers: list[Hook] = []
+    closers: list[Hook] = [leave]
     if config.registry_address:
         registry = RegistryClient(config.registry_address, tracer=telemetry.tracer)
         registration = Registration(
@@ -67,5 +83,15 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
         # First: nobody should be sent here any more.
         stoppers.insert(0, registration.withdraw)
         closers.append(registry.close)
-    shard = App("parameters", config, telemetry, server, tasks=tasks, stoppers=stoppers, closers=closers, clock=clock)
+    shard = App(
+        "parameters",
+        config,
+        telemetry,
+        server,
+        starters=[recover],
+        tasks=tasks,
+        stoppers=stoppers,
+        closers=closers,
+        clock=clock,
+    )
     return shard

@@ -35,12 +35,17 @@ class Config(ServerConfig):
     shared_memory: bool = setting(
         "whether workers on this host share memory with this shard, in place of messages", True
     )
+    data: str = setting("data directory, for groups that outlive this process; none = there are no such groups", "")
+    log_bytes: int = setting(
+        "bytes of steps in the log of a group after which its whole state is written anew; at least 4 times its size",
+        256 << 20,
+    )
     optimizer_threads: int = setting("threads of PyTorch for one operation; more processes scale better", 1)
 
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is a new class, which the zero-argument form does not know.
         ServerConfig.__post_init__(self)
-        for field in ("max_bytes", "max_groups", "waiting_pulls", "reserved_threads", "optimizer_threads"):
+        for field in ("max_bytes", "max_groups", "log_bytes", "waiting_pulls", "reserved_threads", "optimizer_threads"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
         if not 0 < self.silence_seconds <= 3600:

@@ -1,9 +1,10 @@
 """Between the messages of the parameter API and the objects of the shard."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -11,18 +12,24 @@ from tidemill import names
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.tensors.v1 import tensors_pb2
 from tidemill.compression.choice import EXACT
-from tidemill.errors import invalid
+from tidemill.errors import DataLoss, invalid
 from tidemill.parameters import catalogue
 from tidemill.parameters.catalogue import CONSTANT, Choice, Description, RuleChoice
 from tidemill.parameters.consistency.base import Reading, Wish
-from tidemill.parameters.definition import Definition, Tensor, Way
+from tidemill.parameters.definition import Definition, Durability, Tensor, Way
 from tidemill.parameters.group import Group
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header, Outcome
+from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.sharedmemory import Segment
 from tidemill.rpc.frames import Piece, frame
 from tidemill.tensors.blocks import Array, Block
 
+_DURABILITY = {
+    pb.Durability.MODE_UNSPECIFIED: "none",
+    pb.Durability.MODE_NONE: "none",
+    pb.Durability.MODE_WAL: "wal",
+}
 _MODES = {
     pb.Consistency.MODE_UNSPECIFIED: "bsp",
     pb.Consistency.MODE_BSP: "bsp",
@@ -71,7 +78,15 @@ def to_definition(group: pb.Group) -> Definition:
         shard=group.shard,
         shards=group.shards,
         consistency=_to_way(group.consistency),
+        durability=_to_durability(group.durability),
     )
+
+
+def _to_durability(durability: pb.Durability) -> Durability:
+    mode = _DURABILITY.get(durability.mode)
+    if mode is None:
+        raise invalid("group.durability.mode", "is unknown")
+    return Durability(mode=mode, fsync=durability.fsync)
 
 
 def _to_way(consistency: pb.Consistency) -> Way:
@@ -116,9 +131,8 @@ def from_description(description: Description) -> pb.OptimizerDescription:
     )
 
 
-def from_group(group: Group) -> pb.Group:
-    """The message of a group as it is now."""
-    definition, status = group.definition, group.status()
+def from_definition(definition: Definition) -> pb.Group:
+    """The message of what a group is made of."""
     way = definition.consistency
     return pb.Group(
         name=definition.name,
@@ -132,12 +146,6 @@ def from_group(group: Group) -> pb.Group:
         l1=definition.l1,
         schedule=pb.Schedule(name=definition.schedule.name, parameters=from_choice(definition.schedule).parameters),
         workers=definition.workers,
-        state=pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY,
-        version=status.version,
-        arrived=status.arrived,
-        samples=status.samples,
-        duplicates=status.duplicates,
-        create_time=_timestamp(group.created),
         shard=definition.shard,
         shards=definition.shards,
         consistency=pb.Consistency(
@@ -145,18 +153,34 @@ def from_group(group: Group) -> pb.Group:
             staleness=way.staleness,
             arrival_order=way.arrival_order,
         ),
-        members=[
-            pb.Member(
-                worker=member.worker,
-                attempt=member.attempt,
-                clock=member.clock,
-                waits_for=member.waits_for,
-                bytes_in_flight=member.bytes_in_flight,
-                seen_time=_timestamp(member.seen) if member.seen else None,
-            )
-            for member in status.members
-        ],
+        durability=pb.Durability(
+            mode=next(number for number, name in _DURABILITY.items() if number and name == definition.durability.mode),
+            fsync=definition.durability.fsync,
+        ),
     )
+
+
+def from_group(group: Group) -> pb.Group:
+    """The message of a group as it is now."""
+    status = group.status()
+    message = from_definition(group.definition)
+    message.state = pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY
+    message.version, message.steps = status.version, status.steps
+    message.samples, message.duplicates = status.samples, status.duplicates
+    message.arrived.extend(status.arrived)
+    message.create_time.CopyFrom(_timestamp(group.created))
+    message.members.extend(
+        pb.Member(
+            worker=member.worker,
+            attempt=member.attempt,
+            clock=member.clock,
+            waits_for=member.waits_for,
+            bytes_in_flight=member.bytes_in_flight,
+            seen_time=_timestamp(member.seen) if member.seen else None,
+        )
+        for member in status.members
+    )
+    return message
 
 
 def _timestamp(seconds: float) -> Timestamp:
@@ -194,6 +218,24 @@ def to_block(request: pb.PushRequest | pb.LoadRequest) -> tuple[int, bytes]:
     if not request.HasField("block"):
         raise invalid("block", "every further message must carry a block", reason="MISSING_BLOCK")
     return request.block.block, request.block.data
+
+
+def to_piece(request: pb.LoadRequest) -> tuple[str, int, bytes]:
+    """The block in a message of a stream, and of which state it is. Raises Invalid."""
+    return request.state, *to_block(request)
+
+
+def encode(definition: Definition) -> bytes:
+    """A definition as it is kept."""
+    return from_definition(definition).SerializeToString(deterministic=True)
+
+
+def decode(data: bytes) -> Definition:
+    """What `encode` has made. Raises DataLoss, and Invalid when this release does not know what it asks for."""
+    try:
+        return to_definition(pb.Group.FromString(data))
+    except DecodeError as error:
+        raise DataLoss("the definition of a group is damaged", reason="DAMAGED") from error
 
 
 def from_outcome(outcome: Outcome) -> pb.PushResponse:
@@ -241,17 +283,24 @@ def from_segment(segment: Segment) -> pb.AttachResponse:
     )
 
 
-def from_state(group: Group, version: int, state: dict[str, list[Array | None]]) -> Iterator[bytes]:
-    """The serialized `PullStateResponse` of each block of each tensor; one without a block when there are none."""
-    empty = True
-    for name, arrays in state.items():
-        start = pb.PullStateResponse(version=version, state=name).SerializeToString()
-        for block, array in zip(group.part.blocks, arrays, strict=True):
+def from_saved(saved: Saved, part: Part, *, parameters: bool) -> Iterator[bytes]:
+    """The serialized `PullStateResponse`s: the position, the parameters if asked for, each block of each state."""
+    at = saved.position
+    position = pb.Position(version=at.version, steps=at.steps, clocks=at.clocks, samples=at.samples)
+    yield pb.PullStateResponse(version=at.version, position=position).SerializeToString()
+    states: dict[str, Sequence[Array | None]] = {"": part.views(saved.values)} if parameters else {}
+    for name, arrays in {**states, **saved.state}.items():
+        start = pb.PullStateResponse(version=at.version, state=name).SerializeToString()
+        for block, array in zip(part.blocks, arrays, strict=True):
             if array is not None:
-                empty = False
                 yield b"".join(frame(start, pb.PullStateResponse.BLOCK_FIELD_NUMBER, _data(block.index, array)))
-    if empty:
-        yield pb.PullStateResponse(version=version).SerializeToString()
+
+
+def to_position(position: pb.Position) -> Position:
+    """Where a group is to go on from."""
+    return Position(
+        version=position.version, steps=position.steps, clocks=tuple(position.clocks), samples=position.samples
+    )
 
 
 def _data(index: int, values: Array) -> list[Piece]:

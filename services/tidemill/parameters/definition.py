@@ -14,6 +14,7 @@ MAX_SHARDS = 64
 MAX_TENSOR_NAME = 256
 MAX_STALENESS = 2**20
 MODES = ("bsp", "ssp", "asp")
+DURABILITY = ("none", "wal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,28 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """What outlives the end of a shard.
+
+    Args:
+        mode: one of `DURABILITY`.
+        fsync: for `wal`: whether the disk must have a push before it is acknowledged.
+
+    Raises:
+        Invalid: when these do not go together.
+    """
+
+    mode: str = "none"
+    fsync: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in DURABILITY:
+            raise invalid("group.durability.mode", f"must be one of {', '.join(DURABILITY)}, not {self.mode[:40]!r}")
+        if self.fsync and self.mode != "wal":
+            raise invalid("group.durability.fsync", "is for a log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Definition:
     """One shard's part of a group, as its creator asked for it.
 
@@ -76,6 +99,7 @@ class Definition:
     clip_norm: float = 0.0
     l1: float = 0.0
     schedule: Choice = CONSTANT
+    durability: Durability = Durability()
 
     def __post_init__(self) -> None:
         names.split(self.name, "groups", field="group.name")

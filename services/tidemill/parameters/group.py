@@ -17,9 +17,11 @@ from tidemill import errors
 from tidemill.clock import Clock
 from tidemill.compression import catalogue
 from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale
-from tidemill.parameters.consistency.base import Consistency, Reading, Wish
+from tidemill.parameters.consistency.base import Applied, Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
+from tidemill.parameters.durability.base import Beginning, Journal
 from tidemill.parameters.rounds import Header, Outcome
+from tidemill.parameters.saved import Gathering, Position, Saved
 from tidemill.parameters.sharedmemory import Segment
 from tidemill.parameters.staging import Staging, superseded
 from tidemill.slots import Slots
@@ -67,6 +69,7 @@ class Status:
 
     ready: bool
     version: int
+    steps: int
     arrived: tuple[int, ...]
     samples: int
     duplicates: int
@@ -83,6 +86,7 @@ class Group:
     Args:
         definition: what it is made of.
         way: holds the parameters, and applies pushes.
+        journal: keeps the steps.
         clock: the time.
         waiting: places for calls that wait for a version.
         tracer: makes the span of each round.
@@ -93,6 +97,7 @@ class Group:
         self,
         definition: Definition,
         way: Consistency,
+        journal: Journal,
         *,
         clock: Clock,
         waiting: Slots,
@@ -103,6 +108,7 @@ class Group:
         self.created = clock.now()
         self.part = way.part
         self._way: Consistency | None = way
+        self._journal = journal
         self._clock = clock
         self._waiting = waiting
         self._loading = Slots(2, "loads of a group", "LOAD_BUSY")
@@ -112,6 +118,7 @@ class Group:
         self._changed = threading.Condition()
         self._applying = threading.Lock()
         self._ended: Callable[[], errors.TidemillError] | None = None
+        self._settled = False
         self._digest = b""
         self._members = [Member() for _ in range(definition.workers)]
         self._samples = 0
@@ -129,6 +136,7 @@ class Group:
             return Status(
                 ready=bool(self._digest),
                 version=way.version if way else 0,
+                steps=way.rule.steps if way else 0,
                 arrived=way.arrived if way else (),
                 samples=self._samples,
                 duplicates=self._duplicates,
@@ -145,32 +153,79 @@ class Group:
                 ),
             )
 
+    def recover(self) -> None:
+        """Go on from what the journal has kept; before anybody knows of the group.
+
+        What is damaged is not used: then every call but `delete` fails with DataLoss.
+        """
+        way = self._alive()
+        try:
+            digest = self._journal.recover(way)
+        except (errors.DataLoss, Invalid) as error:
+            text = f"{self.name} cannot be recovered on this shard: {error.message}"
+            self._end(lambda: errors.DataLoss(text, reason="DAMAGED"))
+            return
+        if digest is None:
+            return
+        self._digest = digest
+        self._samples = self._journal.samples
+        for member, attempt in zip(self._members, self._journal.attempts, strict=True):
+            member.attempt = attempt
+
     def load(self, blocks: Blocks) -> None:
-        """Take the first values, which are version 0; the same ones again change nothing.
+        """Take the first values, which are version 0; the same ones again change nothing. Raises as `restore`."""
+        self.restore(("", index, data) for index, data in blocks)
+
+    def restore(self, pieces: Iterable[tuple[str, int, bytes]], position: Position | None = None) -> None:
+        """Begin, with first values or where another group has ended; the same again changes nothing.
+
+        Args:
+            pieces: blocks: of which optimizer state, "" = of the parameters; index; elements as little-endian float32.
+            position: where the group goes on; None = it begins, at version 0.
 
         Raises:
-            Invalid: the blocks are not those of the part, whole and finite.
-            FailedPrecondition: with reason LOADED, the group has other first values.
+            Invalid: the blocks are not those of the part, whole and finite; STATE_MISMATCH, the state is not one of the
+                group's optimizer.
+            FailedPrecondition: with reason LOADED, the group has begun with something else.
         """
+        definition = self.definition
+        if position is not None:
+            position.check(definition.workers, rounds=definition.consistency.rounds)
         with self._loading:
-            staging = Staging(self.part, {})
-            for index, data in blocks:
-                staging.add(index, data)
-            values = staging.whole()
-            digest = hashlib.sha256(values.data).digest()
-            with self._changed:
-                way = self._alive()
-                if not self._digest:
-                    way.load(values)
-                    self._digest = digest
+            gathering = Gathering(self.part)
+            digest = hashlib.sha256(repr(position).encode() if position else b"")
+            for name, index, data in pieces:
+                gathering.add(name, index, data)
+            values = gathering.values()
+            digest.update(values.data)
+            with self._alone():
+                with self._changed:
+                    way: Consistency | None = self._alive()
+                    if self._digest:
+                        if self._digest != digest.digest():
+                            raise FailedPrecondition(f"{self.name} has other first values already", reason="LOADED")
+                        return
+                assert way is not None
+                start = position or Position(clocks=(0,) * definition.workers)
+                state = gathering.state(way.rule.state()) if position else {}
+                saved = Saved(position=start, values=values, state=state)
+                way.restore(saved)
+                self._journal.begin(Beginning(saved=saved, digest=digest.digest()))
+                with self._changed:
+                    self._check()
+                    self._digest, self._samples = digest.digest(), start.samples
                     self._changed.notify_all()
-                elif digest != self._digest:
-                    raise FailedPrecondition(f"{self.name} has other first values already", reason="LOADED")
 
-    def push(self, header: Header, blocks: Blocks) -> Outcome:
+    def push(self, header: Header, blocks: Blocks, alive: Callable[[], bool] = lambda: True) -> Outcome:
         """Take one worker's gradients for one step, all blocks of the part or, without samples, none.
 
-        What it completes is applied before it returns: a round, or the push itself where there are no rounds.
+        What it completes is applied before it returns: a round, or the push itself where there are no rounds. When the
+        group outlives its shard, a push that completes nothing waits until it was applied.
+
+        Args:
+            header: who, and for which step.
+            blocks: the gradients.
+            alive: whether anybody still waits for the answer; after a change of it, `wake` must be called.
 
         Raises:
             Invalid: the rank is none of the group, or the blocks are not those of the part, whole and finite.
@@ -180,14 +235,14 @@ class Group:
         try:
             staging = self._stage(header)
             if staging is None:
-                return self._repeated()
+                return self._repeated(header, alive)
             try:
                 if header.shared and header.samples:
                     staging.fill(self.shared(header.worker, header.attempt).gradients)
                 for index, data in blocks:
                     staging.add(index, data)
                 # Without samples the gradients weigh nothing: they need not be sent.
-                return self._commit(header, staging, staging.whole(optional=header.samples == 0))
+                return self._commit(header, staging, staging.whole(optional=header.samples == 0), alive)
             finally:
                 self._unstage(header.worker, staging)
         except errors.TidemillError:
@@ -272,35 +327,36 @@ class Group:
             self._changed.notify_all()
 
     @contextmanager
-    def state(self) -> Iterator[tuple[int, dict[str, list[Array | None]]]]:
-        """The latest version and a copy of the optimizer's state at it: name -> one array a block of the part.
+    def state(self, *, parameters: bool = False) -> Iterator[Saved]:
+        """A copy of all there is to know after the last step; the parameters only if asked for.
 
         Raises:
             FailedPrecondition: the group is empty.
             Exhausted: another copy is being read.
         """
         with self._copying:
-            with self._applying:
+            with self._alone():
                 with self._changed:
-                    way = self._loaded()
-                    version, rule = way.version, way.rule
-                state = rule.state()
-                del rule, way
-            yield version, state
+                    self._loaded()
+                saved = self._saved(parameters=parameters)
+            yield saved
 
     def delete(self) -> None:
         """Free the memory, and let all who wait for the group fail with NOT_FOUND."""
         name = self.name
         self._end(lambda: NotFound(f"{name} was deleted", metadata={"name": name}))
+        self._journal.delete()
+        self._settle()
 
     def stop(self) -> None:
         """Let all who wait for the group fail with UNAVAILABLE, and take nothing more: the process ends."""
         self._end(lambda: errors.Unavailable("the shard is stopping", reason="STOPPING"))
+        self._settle()
 
     def _end(self, error: Callable[[], errors.TidemillError]) -> None:
         """Let go of all memory. `error` is kept: it must not hold the group, which would then outlive its last user."""
         with self._changed:
-            self._ended = error
+            self._ended = self._ended or error
             for member in self._members:
                 if member.staging is not None:
                     member.staging[1].drop(error)
@@ -310,6 +366,28 @@ class Group:
                     member.segment = None
             self._way = None
             self._changed.notify_all()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no step is made."""
+        try:
+            with self._applying:
+                yield
+        except OSError:
+            self._check()  # what was deleted cannot be written
+            raise
+        finally:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Close the journal of a group that has ended, unless somebody is at work with it: who then calls this."""
+        while self._ended is not None and not self._settled and self._applying.acquire(blocking=False):
+            try:
+                if not self._settled:
+                    self._settled = True
+                    self._journal.close()
+            finally:
+                self._applying.release()
 
     def _check(self) -> None:
         if self._ended is not None:
@@ -349,10 +427,28 @@ class Group:
             finally:
                 waits.remove(reason)
 
-    def _repeated(self) -> Outcome:
+    def _repeated(self, header: Header, alive: Callable[[], bool]) -> Outcome:
         with self._changed:
             self._duplicates += 1
+            self._await(header, alive)
             return Outcome(True, self._way.version if self._way else 0)
+
+    def _await(self, header: Header, alive: Callable[[], bool]) -> None:
+        """Wait until a push that counts was applied, when its worker may forget it only then."""
+        if not (self._journal.late and self.definition.consistency.rounds):
+            return
+        waits = self._members[header.worker].waits
+        while self._alive().version <= header.step:
+            later = self._members[header.worker].attempt
+            if later > header.attempt:
+                raise self._stale(header.worker, header.attempt, later)
+            if not alive():
+                raise errors.Cancelled("nobody waits for the push any more")
+            waits.append(f"the round of step {header.step}")
+            try:
+                self._changed.wait()
+            finally:
+                waits.pop()
 
     def _stage(self, header: Header) -> Staging | None:
         """Where this push may put its blocks; None when it is a repetition."""
@@ -396,7 +492,7 @@ class Group:
             metadata={"worker": str(worker), "attempt": str(later)},
         )
 
-    def _commit(self, header: Header, staging: Staging, gradients: Array) -> Outcome:
+    def _commit(self, header: Header, staging: Staging, gradients: Array, alive: Callable[[], bool]) -> Outcome:
         with self._changed:
             while self._alive().busy(header):
                 self._changed.wait()
@@ -408,20 +504,23 @@ class Group:
             way = self._alive()
             if not joins or not way.accept(header, gradients):
                 self._duplicates += not joins
+                member.staging = None  # it has its place: another stream of this worker finds it there
                 self._changed.notify_all()
-                return Outcome(not joins, way.version)
+                del way, gradients
+                self._await(header, alive)
+                return Outcome(not joins, self._alive().version)
         del way, gradients
         return Outcome(False, self._apply(header))
 
     def _apply(self, header: Header) -> int:
         """Apply what a push has completed; the version afterwards."""
-        started = time.perf_counter()
+        started, rounds = time.perf_counter(), self.definition.consistency.rounds
         with self._changed:
             way: Consistency | None = self._alive()
         assert way is not None
         try:
             with self._applying, self._tracer.start_as_current_span(attributes.SPAN_ROUND) as span:
-                applied = way.apply(header)
+                applied = self._recorded(way, header)
                 span.set_attributes(
                     {
                         attributes.GROUP: self.name,
@@ -431,10 +530,17 @@ class Group:
                     }
                 )
                 with self._changed:
-                    self._check()
-                    way.done(header)
                     self._samples += applied.samples
-                    self._changed.notify_all()
+                if rounds:
+                    self._journal.sync()
+                    self._done(way, header)
+                with self._changed:
+                    self._check()
+                self._journal.roll(lambda: Beginning(saved=self._saved(), digest=self._digest))
+            if not rounds:
+                # Others go on meanwhile, and share the wait.
+                self._journal.sync()
+                self._done(way, header)
         except errors.TidemillError:
             raise
         except BaseException:
@@ -448,5 +554,26 @@ class Group:
                     way.failed(header)
                 self._changed.notify_all()
             way = None
+            self._settle()
         self._closed(time.perf_counter() - started)
         return applied.version
+
+    def _recorded(self, way: Consistency, header: Header) -> Applied:
+        """Apply, and keep what is applied."""
+        entries = way.entries(header)
+        version = sum(way.applied()) if not self.definition.consistency.rounds else way.version
+        with self._journal.record(entries, version, self.part.elements) as record:
+            return way.apply(header, record)
+
+    def _done(self, way: Consistency, header: Header) -> None:
+        with self._changed:
+            self._check()
+            way.done(header)
+            self._changed.notify_all()
+
+    def _saved(self, *, parameters: bool = True) -> Saved:
+        """All there is to know after the last step; while none is made."""
+        with self._changed:
+            way, samples = self._alive(), self._samples
+            attempts = [member.attempt for member in self._members]
+        return way.saved(attempts, samples, parameters=parameters)

@@ -10,13 +10,15 @@ from opentelemetry import trace
 from tidemill import plugins
 from tidemill.clock import Clock
 from tidemill.errors import AlreadyExists, Exhausted, NotFound, Unimplemented
-from tidemill.parameters import catalogue, consistency, snapshots
+from tidemill.parameters import catalogue, consistency, durability, snapshots
 from tidemill.parameters.consistency.base import Consistency
 from tidemill.parameters.definition import Definition
+from tidemill.parameters.durability.base import Journal, Place
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import limit_threads
 from tidemill.parameters.part import Part
 from tidemill.parameters.sharedmemory import Segment
+from tidemill.parameters.store import Store
 from tidemill.slots import Slots
 
 
@@ -46,7 +48,10 @@ def needed(definition: Definition) -> int:
     values = snapshots.VERSIONS + way.arrival_order if way.rounds else 1
     # Clipping and layer-wise optimizers look at the whole mean before a step.
     whole = definition.clip_norm > 0 or catalogue.is_layerwise(definition.optimizer)
-    return 4 * definition.elements * (values + whole + catalogue.states(definition.optimizer) + definition.workers)
+    states = catalogue.states(definition.optimizer)
+    # A log is begun anew with a copy of everything, which is written beside the work.
+    copies = (1 + states) * (definition.durability.mode == "wal")
+    return 4 * definition.elements * (values + whole + states + copies + definition.workers)
 
 
 def way_of(definition: Definition) -> Consistency:
@@ -72,9 +77,19 @@ class Groups:
         clock: for the times of creation.
         tracer: makes the spans of rounds.
         closed: told the seconds that the closing of each round took.
+        store: keeps groups that outlive this process; None = there can be none.
     """
 
-    def __init__(self, limits: Limits, *, clock: Clock, tracer: trace.Tracer, closed: Callable[[float], None]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Clock,
+        tracer: trace.Tracer,
+        closed: Callable[[float], None],
+        store: Store | None = None,
+    ) -> None:
+        self._store = store
         self._limits = limits
         self._clock = clock
         self._tracer = tracer
@@ -90,6 +105,7 @@ class Groups:
         Raises:
             AlreadyExists: there is another group of this name.
             Exhausted: a limit of this shard would be passed.
+            FailedPrecondition: NO_DATA_DIRECTORY, it is to outlive this process, which keeps nothing.
         """
         with self._changing:
             there = self._groups.get(definition.name)
@@ -99,16 +115,38 @@ class Groups:
                 return there
             self._admit(definition)
             limit_threads(self._limits.optimizer_threads)
-            group = Group(
-                definition,
-                way_of(definition),
-                clock=self._clock,
-                waiting=self._waiting,
-                tracer=self._tracer,
-                closed=self._closed,
-            )
+            way = way_of(definition)
+            place = self._store.add(definition) if self._store and definition.durability.mode != "none" else None
+            group = self._group(definition, way, place)
             self._groups = {**self._groups, group.name: group}
             return group
+
+    def recover(self) -> None:
+        """Take up the groups that have outlived another process; before anybody asks for one.
+
+        Raises:
+            Exhausted: they take more than the limits of this shard.
+            DataLoss: it is not known any more what they were.
+        """
+        with self._changing:
+            for definition, place in self._store.kept() if self._store else ():
+                self._admit(definition)
+                limit_threads(self._limits.optimizer_threads)
+                group = self._group(definition, way_of(definition), place)
+                group.recover()
+                self._groups = {**self._groups, group.name: group}
+
+    def _group(self, definition: Definition, way: Consistency, place: Place | None) -> Group:
+        journal = plugins.load(durability, definition.durability.mode, Journal)(definition, place)
+        return Group(
+            definition,
+            way,
+            journal,
+            clock=self._clock,
+            waiting=self._waiting,
+            tracer=self._tracer,
+            closed=self._closed,
+        )
 
     def get(self, name: str) -> Group:
         """The group `name`.

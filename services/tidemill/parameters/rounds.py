@@ -51,6 +51,15 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A push as a step remembers it."""
+
+    worker: int
+    attempt: int
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class Contribution:
     """What one worker has handed in for the open round."""
 

@@ -66,7 +66,8 @@ class ParameterServicer:
         with self._pushes:
             first = next(request_iterator, pb.LoadRequest())
             group = self._groups.get(convert.group_name(first.name))
-            group.load(_loaded(first, request_iterator))
+            position = convert.to_position(first.position) if first.HasField("position") else None
+            group.restore(_loaded(first, request_iterator), position)
             return convert.from_group(group)
 
     def Push(self, request_iterator: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> pb.PushResponse:
@@ -78,7 +79,9 @@ class ParameterServicer:
                 group = self._groups.get(name)
                 if header.shared:
                     self._metrics.shared_bytes.labels("push").inc(4 * group.part.elements)
-                outcome = group.push(header, _counted(request_iterator, self._metrics.pushed_bytes))
+                context.add_callback(group.wake)
+                blocks = _counted(request_iterator, self._metrics.pushed_bytes)
+                outcome = group.push(header, blocks, context.is_active)
         except (errors.TidemillError, grpc.RpcError):
             self._metrics.pushes.labels("refused").inc()
             raise
@@ -112,8 +115,8 @@ class ParameterServicer:
     def PullState(self, request: pb.PullStateRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Send the optimizer's state."""
         group = self._groups.get(convert.group_name(request.name))
-        with self._pulls, group.state() as (version, state):
-            yield from convert.from_state(group, version, state)
+        with self._pulls, group.state(parameters=request.parameters) as saved:
+            yield from convert.from_saved(saved, group.part, parameters=request.parameters)
 
     def ListOptimizers(
         self, request: pb.ListOptimizersRequest, context: grpc.ServicerContext
@@ -131,10 +134,10 @@ def is_local(peer: str) -> bool:
     return peer.startswith(("ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D", "unix:"))
 
 
-def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[tuple[int, bytes]]:
+def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[tuple[str, int, bytes]]:
     if first.HasField("block"):
-        yield convert.to_block(first)
-    yield from map(convert.to_block, rest)
+        yield convert.to_piece(first)
+    yield from map(convert.to_piece, rest)
 
 
 def _counted(requests: Iterable[pb.PushRequest], counter: Counter) -> Iterator[tuple[int, bytes]]:

@@ -36,11 +36,12 @@ class Snapshots:
     """The latest version and the one before. Not safe for threads by itself: its owner's lock guards it.
 
     Args:
-        values: those of version 0.
+        values: the first ones.
+        version: theirs.
     """
 
-    def __init__(self, values: Array) -> None:
-        self.latest = Snapshot(0, Buffer(values))
+    def __init__(self, values: Array, version: int = 0) -> None:
+        self.latest = Snapshot(version, Buffer(values))
         self._previous: Snapshot | None = None
         self._spare: Array | None = None
 

@@ -25,6 +25,7 @@ from tidemill.training.config import TrainingConfig
 from tidemill.training.counters import Counters
 from tidemill.training.crew import Patience
 from tidemill.training.desk import Desk
+from tidemill.training.diagnosis.inquiry import Inquiry
 from tidemill.training.janitor import Janitor
 from tidemill.training.launchers.base import Launcher, Settings
 from tidemill.training.logs import Limits, LogDirectory
@@ -68,6 +69,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     janitor = Janitor(store, shop.shards, shop.artifacts, shop.changes, clock)
     scheduler = Scheduler(shop, janitor, most=config.max_running, lease=config.lease_seconds)
     desk = Desk(store, shop.changes, scheduler.view, shop.logs, shop.shards, shop.artifacts, clock, config.max_jobs)
+    inquiry = Inquiry(store, scheduler.view, scheduler.sight, shop.shards, clock)
     announcement = Announcement(
         registry, service="training", instance_id=_instance_id(config), address=lambda: app.address, clock=clock
     )
@@ -81,7 +83,7 @@ def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None =
     async def close_folder() -> None:
         folder.close()
 
-    server = AioServer(_services(desk, shop), observer(config, signals))
+    server = AioServer(_services(desk, inquiry, shop), observer(config, signals))
     app = App(
         "training",
         config,
@@ -111,10 +113,12 @@ async def _open(config: TrainingConfig, kv: Kv | None, clock: Clock) -> Kv:
     )
 
 
-def _services(desk: Desk, shop: Workshop) -> list[Service]:
+def _services(desk: Desk, inquiry: Inquiry, shop: Workshop) -> list[Service]:
     described = pb.DESCRIPTOR.services_by_name
     return [
-        Service.of(rpc.add_TrainingServiceServicer_to_server, TrainingServicer(desk), described["TrainingService"]),
+        Service.of(
+            rpc.add_TrainingServiceServicer_to_server, TrainingServicer(desk, inquiry), described["TrainingService"]
+        ),
         Service.of(rpc.add_WorkerServiceServicer_to_server, WorkerServicer(shop.tokens), described["WorkerService"]),
     ]
 

@@ -6,14 +6,22 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from tidemill import config, plugins
+from tidemill import codecs, config, plugins, schedules
+from tidemill.codecs.base import Codec
+from tidemill.compression import choice
 from tidemill.errors import TidemillError
+from tidemill.schedules.base import Schedule
 from tidemill.training import models, strategies
 from tidemill.training.datasets import builtin
 from tidemill.training.models.base import Model
 from tidemill.training.patience import is_passing
 from tidemill.training.peers import Entry, Hyperparameter, Shards
 from tidemill.training.strategies.base import Strategy
+
+AUTO = Entry(
+    name=choice.AUTO,
+    description=f"Measures in the first steps, chooses the fastest of {', '.join(choice.DEFAULT)}, and says why.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,8 @@ class Catalogue:
     optimizers: Sequence[Entry]
     """Empty while no parameter server can be asked."""
     strategies: Sequence[Entry]
+    schedules: Sequence[Entry]
+    codecs: Sequence[Entry]
 
 
 async def catalogue(shards: Shards) -> Catalogue:
@@ -34,6 +44,8 @@ async def catalogue(shards: Shards) -> Catalogue:
         datasets=[Entry(name=name, description=found.text) for name, found in sorted(builtin.CATALOGUE.items())],
         optimizers=await _optimizers(shards),
         strategies=_entries(strategies, Strategy),
+        schedules=_entries(schedules, Schedule),
+        codecs=[*_entries(codecs, Codec), AUTO],
     )
 
 

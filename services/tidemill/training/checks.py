@@ -6,16 +6,26 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from tidemill import config, names, plugins
+from tidemill import codecs, config, names, plugins, schedules
+from tidemill.codecs.base import Codec
+from tidemill.compression.choice import AUTO, EXACT
 from tidemill.errors import Invalid
+from tidemill.schedules.base import Schedule
 from tidemill.training import datasets, models, optimizers, strategies
 from tidemill.training.datasets import builtin
 from tidemill.training.models.base import Model
-from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
-from tidemill.training.strategies.base import Strategy
+from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
+from tidemill.training.strategies.base import CONSTANT, Strategy
 
 MAX_RESTARTS = 3
 """Workers replaced when the spec does not say how many."""
+MODES = ("bsp", "ssp", "asp")
+MAX_STALENESS = 1 << 20
+DURABILITIES = ("none", "wal", "replicated", "checkpoint")
+AVAILABLE = ("none",)
+"""Those that shards can be asked for."""
+INTERVAL_STEPS = 100
+"""Steps between two checkpoints of parameter shards when the spec does not say how many."""
 FORMATS = tuple(name for name in plugins.names(datasets) if name != "builtin")
 
 
@@ -50,9 +60,17 @@ def complete(spec: JobSpec) -> JobSpec:
         ),
         code_revision=check.text("spec.code_revision", spec.code_revision),
         checkpoint_steps=check.number("spec.checkpoint_steps", spec.checkpoint_steps, 0, 10**9),
+        consistency=_consistency(check, spec.consistency, sharded),
+        schedule=_schedule(check, spec.schedule),
+        clip_norm=check.number("spec.clip_norm", spec.clip_norm, 0.0, 1e30),
+        l1=check.number("spec.l1", spec.l1, 0.0, 1e6),
+        codec=_codec(check, spec.codec, sharded),
+        durability=_durability(check, spec.durability, sharded),
     )
     if sharded and done.checkpoint_steps:
         check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
+    if done.clip_norm and done.shards > 1:
+        check.add("spec.clip_norm", f"needs all gradients in one place: 1 shard, not {done.shards}")
     check.name("spec.optimizer.name", done.optimizer.name)
     if done.alias and not done.register_as:
         check.add("spec.alias", "needs register_as: an alias points at a registered version")
@@ -79,6 +97,75 @@ def _optimizer(check: "_Problems", optimizer: Component, sharded: bool) -> Compo
         return Component(name=name, parameters=dict(optimizer.parameters))
     config = optimizers.KINDS[name].config
     return Component(name=name, parameters=check.parameters("spec.optimizer.parameters", config, optimizer.parameters))
+
+
+def _consistency(check: "_Problems", asked: Consistency, sharded: bool) -> Consistency:
+    done = dataclasses.replace(asked, mode=asked.mode or "bsp")
+    if not sharded:
+        _only_sharded(check, "spec.consistency.mode", done.mode != "bsp", "the workers make every step together: bsp")
+        _only_sharded(check, "spec.consistency.arrival_order", done.arrival_order, "the order of a sum is its own")
+    if not check.one_of("spec.consistency.mode", done.mode, MODES):
+        return done
+    check.number("spec.consistency.staleness", done.staleness, 0, MAX_STALENESS)
+    if done.staleness and done.mode != "ssp":
+        check.add("spec.consistency.staleness", f"is for ssp, not {done.mode}")
+    if done.arrival_order and not done.rounds:
+        check.add("spec.consistency.arrival_order", f"is for bsp: with {done.mode} gradients are applied as they come")
+    return done
+
+
+def _schedule(check: "_Problems", asked: Component) -> Component:
+    return _component(check, "spec.schedule", asked.name or CONSTANT, asked.parameters, schedules, Schedule)
+
+
+def _codec(check: "_Problems", asked: Component, sharded: bool) -> Component:
+    name = asked.name or EXACT
+    if not sharded:
+        _only_sharded(check, "spec.codec.name", name != EXACT, "gradients travel as fp32 among workers")
+    if name != AUTO:
+        known = (*plugins.names(codecs), AUTO)
+        return _component(check, "spec.codec", name, asked.parameters, codecs, Codec, known)
+    for parameter in asked.parameters:
+        check.add(f"spec.codec.parameters.{parameter[:64]}", "is unknown: auto has no parameters")
+    return Component(name=name)
+
+
+def _component(
+    check: "_Problems",
+    field: str,
+    name: str,
+    given: Mapping[str, Any],
+    package: ModuleType,
+    base: type[Any],
+    known: tuple[str, ...] = (),
+) -> Component:
+    """A plug-in with all its parameters."""
+    if not check.one_of(f"{field}.name", name, known or tuple(plugins.names(package))):
+        return Component(name=name, parameters=dict(given))
+    kind = plugins.load(package, name, base)
+    return Component(name=name, parameters=check.parameters(f"{field}.parameters", kind.Config, given))
+
+
+def _durability(check: "_Problems", asked: Durability, sharded: bool) -> Durability:
+    field, mode = "spec.durability.mode", asked.mode or "none"
+    if not sharded:
+        _only_sharded(check, field, mode != "none", "workers go on from their checkpoints: see checkpoint_steps")
+    if check.one_of(field, mode, DURABILITIES) and mode not in AVAILABLE:
+        check.add(field, f"cannot be {mode} in this release: only {', '.join(AVAILABLE)}")
+    if asked.fsync and mode != "wal":
+        check.add("spec.durability.fsync", f"is for wal, not {mode[:40]!r}")
+    steps = asked.interval_steps
+    if mode != "checkpoint" and steps:
+        check.add("spec.durability.interval_steps", f"is for checkpoint, not {mode[:40]!r}")
+    elif mode == "checkpoint":
+        steps = check.number("spec.durability.interval_steps", steps or INTERVAL_STEPS, 1, 10**9)
+    return Durability(mode=mode, fsync=asked.fsync, interval_steps=steps)
+
+
+def _only_sharded(check: "_Problems", field: str, given: bool, why: str) -> None:
+    """Refuse what only parameter servers can do."""
+    if given:
+        check.add(field, f"is for strategies with parameter shards; here {why}")
 
 
 def _dataset(check: "_Problems", dataset: Dataset) -> Dataset:

@@ -14,17 +14,20 @@ from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.errors import invalid
 from tidemill.rpc import etags
 from tidemill.training.epochs import Epoch, Metrics, Result
+from tidemill.training.history import Event
 from tidemill.training.jobs import Job, Progress, State, Worker
 from tidemill.training.logs import Line
 from tidemill.training.meter import Beat
 from tidemill.training.peers import Entry, Hyperparameter, NewVersion
-from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
 from tidemill.training.worker.task import Task
 
 _STATES: Mapping[State, "pb.Job.State.ValueType"] = {
     State.PENDING: pb.Job.STATE_PENDING,
     State.STARTING: pb.Job.STATE_STARTING,
     State.RUNNING: pb.Job.STATE_RUNNING,
+    State.PAUSING: pb.Job.STATE_PAUSING,
+    State.PAUSED: pb.Job.STATE_PAUSED,
     State.FINISHING: pb.Job.STATE_FINISHING,
     State.CANCELLING: pb.Job.STATE_CANCELLING,
     State.SUCCEEDED: pb.Job.STATE_SUCCEEDED,
@@ -74,6 +77,20 @@ def from_spec(message: pb.JobSpec) -> JobSpec:
         max_restarts=message.max_restarts if message.HasField("max_restarts") else None,
         code_revision=message.code_revision,
         checkpoint_steps=message.checkpoint_steps,
+        consistency=Consistency(
+            mode=message.consistency.mode,
+            staleness=message.consistency.staleness,
+            arrival_order=message.consistency.arrival_order,
+        ),
+        schedule=_from_component(message.schedule),
+        clip_norm=message.clip_norm,
+        l1=message.l1,
+        codec=_from_component(message.codec),
+        durability=Durability(
+            mode=message.durability.mode,
+            fsync=message.durability.fsync,
+            interval_steps=message.durability.interval_steps,
+        ),
     )
 
 
@@ -100,6 +117,18 @@ def to_spec(spec: JobSpec) -> pb.JobSpec:
         max_restarts=spec.max_restarts,
         code_revision=spec.code_revision,
         checkpoint_steps=spec.checkpoint_steps,
+        consistency=pb.Consistency(
+            mode=spec.consistency.mode,
+            staleness=spec.consistency.staleness,
+            arrival_order=spec.consistency.arrival_order,
+        ),
+        schedule=_to_component(spec.schedule),
+        clip_norm=spec.clip_norm,
+        l1=spec.l1,
+        codec=_to_component(spec.codec),
+        durability=pb.Durability(
+            mode=spec.durability.mode, fsync=spec.durability.fsync, interval_steps=spec.durability.interval_steps
+        ),
     )
     if spec.dataset.builtin:
         message.dataset.builtin = spec.dataset.builtin
@@ -168,6 +197,7 @@ def from_epoch(message: pb.Epoch) -> Epoch:
         seconds=message.seconds,
         checkpoint=message.checkpoint,
         best=message.best,
+        reported=message.report_time.ToMicroseconds() / 1e6,
     )
 
 
@@ -181,6 +211,7 @@ def to_epoch(epoch: Epoch) -> pb.Epoch:
         seconds=epoch.seconds,
         checkpoint=epoch.checkpoint,
         best=epoch.best,
+        report_time=to_time(epoch.reported),
     )
 
 
@@ -277,6 +308,7 @@ def from_task(message: pb.Task) -> Task:
         traceparent=message.traceparent,
         artifacts=message.artifacts,
         epochs=tuple(from_epoch(epoch) for epoch in message.epochs),
+        checkpoint=message.checkpoint,
     )
 
 
@@ -292,6 +324,7 @@ def to_task(task: Task) -> pb.Task:
         traceparent=task.traceparent,
         artifacts=task.artifacts,
         epochs=[to_epoch(epoch) for epoch in task.epochs],
+        checkpoint=task.checkpoint,
     )
 
 
@@ -310,10 +343,14 @@ def to_job(job: Job) -> pb.Job:
         restarts=job.restarts,
         traceparent=job.traceparent,
         etag=etags.of(job.revision) if job.revision else "",
-        create_time=_to_time(job.created),
-        start_time=_to_time(job.started),
-        end_time=_to_time(job.ended),
+        create_time=to_time(job.created),
+        start_time=to_time(job.started),
+        end_time=to_time(job.ended),
         waiting=job.waiting,
+        changes=[
+            pb.StateChange(number=c.number, state=_STATES[c.state], time=to_time(c.time), epochs=c.epochs)
+            for c in job.changes
+        ],
     )
 
 
@@ -335,14 +372,24 @@ def _to_worker(worker: Worker) -> pb.Worker:
         attempt=worker.attempt,
         pid=worker.pid,
         step=worker.step,
-        heartbeat_time=_to_time(worker.heartbeat),
+        heartbeat_time=to_time(worker.heartbeat),
         phase=worker.phase,
     )
 
 
+def to_event(event: Event) -> pb.JobEvent:
+    """The message of something that has happened to a job."""
+    message = pb.JobEvent(number=event.number, time=to_time(event.time))
+    if event.state is not None:
+        message.state = _STATES[event.state]
+    elif event.epoch is not None:
+        message.epoch.CopyFrom(to_epoch(event.epoch))
+    return message
+
+
 def to_line(line: Line) -> pb.LogLine:
     """The message of one line of a log."""
-    return pb.LogLine(line=line.line, time=_to_time(line.time), rank=line.rank, text=line.text)
+    return pb.LogLine(line=line.line, time=to_time(line.time), rank=line.rank, text=line.text)
 
 
 def to_entries(entries: Iterable[Entry]) -> list[pb.CatalogueEntry]:
@@ -360,7 +407,8 @@ def to_entries(entries: Iterable[Entry]) -> list[pb.CatalogueEntry]:
     ]
 
 
-def _to_time(seconds: float) -> Timestamp | None:
+def to_time(seconds: float) -> Timestamp | None:
+    """The message of a time in seconds since the epoch; None for 0, which is no time."""
     if not seconds:
         return None
     time = Timestamp()

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tidemill.clock import Clock
 from tidemill.errors import Stale, Unavailable
+from tidemill.training.diagnosis.sights import Condition, WorkerSight
 from tidemill.training.jobs import Worker, shortened
 from tidemill.training.launchers.base import Launcher, Process
 from tidemill.training.logs import SERVICE, JobLog
@@ -20,6 +21,10 @@ from tidemill.training.patience import patiently
 LOG = logging.getLogger(__name__)
 ENDED = "ended"
 STARTING = "starting"
+SILENT = 5.0
+"""Seconds after which who gives no sign of life, although one is due each second, is called silent."""
+_SMOOTH = 4
+"""Number of beats over which the pace of a worker is averaged."""
 _TAIL = 12
 _LONGEST_PAUSE = 5.0
 _FIND = 10.0
@@ -58,6 +63,11 @@ class Member:
     """Why it cannot go on, in its own words."""
     traceback: str = ""
     """Where its code was then."""
+    seated: float = 0.0
+    moved: float = 0.0
+    """When this process got the rank, and came to its step or phase, on the monotonic clock."""
+    pace: float = 0.0
+    """Seconds that its steps take of late; 0 = not known."""
     tail: list[str] = field(default_factory=list)
     """The last lines that it has printed."""
 
@@ -182,7 +192,43 @@ class Crew:
     def beat(self, rank: int, attempt: int, beat: Beat) -> None:
         """Take a sign of life. Raises Stale as `member` does."""
         member = self.member(rank, attempt)
+        now, steps = self._clock.monotonic(), beat.step - member.step
+        if steps > 0 and beat.phase[:64] == member.phase:
+            pace = (now - member.moved) / steps
+            member.pace = pace if not member.pace else member.pace + (pace - member.pace) / _SMOOTH
+        if steps or beat.phase[:64] != member.phase:
+            member.moved = now
         member.step, member.phase, member.samples = beat.step, beat.phase[:64], beat.samples
+
+    def sights(self) -> tuple[WorkerSight, ...]:
+        """The processes as they are seen now, in order of rank; none of ranks that nobody was ever appointed to."""
+        return tuple(self._sight(member) for _, member in sorted(self._members.items()) if member.attempt >= 0)
+
+    def _sight(self, member: Member) -> WorkerSight:
+        now = self._clock.monotonic()
+        silence = now - member.seated
+        if member.is_heard:
+            silence = now - (member.deadline - self._patience.heartbeat)
+        if member.phase == ENDED:
+            condition = Condition.ENDED
+        elif member.process is None:
+            condition = Condition.ABSENT
+        elif not member.heartbeat:
+            condition = Condition.STARTING
+        else:
+            is_silent = silence > min(SILENT, self._patience.heartbeat / 2)
+            condition = Condition.SILENT if is_silent else Condition.ALIVE
+        return WorkerSight(
+            rank=member.rank,
+            attempt=member.attempt,
+            condition=condition,
+            phase=member.phase,
+            step=member.step,
+            pid=member.process.pid if member.process and member.phase != ENDED else 0,
+            silence=silence if member.is_heard or not member.heartbeat else self._clock.now() - member.heartbeat,
+            at_step=now - member.moved,
+            pace=member.pace,
+        )
 
     async def run(self) -> None:
         """Keep every rank at work until it has done its part; raise what the boss raises."""
@@ -234,7 +280,8 @@ class Crew:
         member.attempt, member.handle, member.token = worker.attempt, worker.handle, worker.token
         member.step, member.heartbeat, member.samples = worker.step, worker.heartbeat, worker.samples
         member.phase, member.failure, member.traceback = worker.phase or STARTING, "", ""
-        member.tail, member.is_heard = [], False
+        member.tail, member.is_heard, member.pace = [], False, 0.0
+        member.seated = member.moved = self._clock.monotonic()
         member.deadline = self._clock.monotonic() + self._patience.start
 
     def _cause(self, member: Member, reason: str) -> str:

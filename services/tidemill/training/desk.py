@@ -20,16 +20,17 @@ from tidemill.errors import (
     Unavailable,
     invalid,
 )
-from tidemill.training import checks, epochs
+from tidemill.training import checks, history, remains
 from tidemill.training.catalogue import Catalogue, catalogue
 from tidemill.training.changes import Changes
-from tidemill.training.jobs import Job, Progress, State, cancel
+from tidemill.training.history import Event
+from tidemill.training.jobs import Job, Progress, State, begun, cancel, pause, resume
 from tidemill.training.logs import JobLog, Line, LogDirectory, parse
 from tidemill.training.patience import is_passing
 from tidemill.training.peers import Artifacts, Shards
 from tidemill.training.registration import LOG_FILE
 from tidemill.training.spec import Component, JobSpec
-from tidemill.training.store import Duty, JobStore, Listed
+from tidemill.training.store import JobStore, Listed
 
 FOLD = 0.2
 """Seconds in which changes of a watched job are folded into one."""
@@ -97,6 +98,7 @@ class Desk:
             created=self._clock.now(),
             fingerprint=fingerprint,
         )
+        job = replace(job, changes=begun(job))
         if validate_only:
             await self._refuse_known(identifier)
             return job
@@ -129,13 +131,37 @@ class Desk:
             NotFound: there is none.
             FailedPrecondition: its version is being registered.
         """
+        return await self._change(identifier, cancel)
+
+    async def pause(self, identifier: str) -> Job:
+        """A job after it was asked to pause.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: its training is over.
+        """
+        return await self._change(identifier, pause)
+
+    async def resume(self, identifier: str, shards: int) -> Job:
+        """A paused job after it was asked to go on, with another number of `shards` if that is not 0.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: it is not at rest yet, or has ended.
+            Invalid: it cannot have so many shards.
+        """
+        return await self._change(identifier, lambda job, now: resume(job, shards, now))
+
+    async def _change(self, identifier: str, make: Callable[[Job, float], Job]) -> Job:
+        """A job after `make` has changed it; `make` returns the job itself when there is nothing to change."""
         while True:
             job = await self._store.get(identifier)
-            wanted = cancel(job, self._clock.now())
+            now = self._clock.now()
+            wanted = make(job, now)
             if wanted is job:
                 return self._view(job)
             try:
-                stored = await self._store.save(wanted)
+                stored = await self._store.save(wanted, duties=remains.at_end(job, now) if wanted.is_over else [])
             except Stale:
                 continue
             self._changes.touch(identifier)
@@ -155,7 +181,7 @@ class Desk:
                     f"{job.name} is {job.state.value}: cancel it first", reason="JOB_ACTIVE", metadata={"job": job.name}
                 )
             try:
-                await self._store.delete(job, [_leftovers(job, self._clock.now())])
+                await self._store.delete(job, remains.at_deletion(job, self._clock.now()))
             except Stale:
                 continue
             await self._logs.delete(job.uid)
@@ -182,6 +208,31 @@ class Desk:
                 await changed.wait()
                 await self._clock.sleep(FOLD)
 
+    async def events(self, identifier: str, first: int, *, follow: bool) -> AsyncGenerator[Event, None]:
+        """What has happened to a job from the event `first` on, each once; with `follow` until the job is over.
+
+        Raises:
+            NotFound: there is no such job, or it is deleted meanwhile.
+            OutOfRange: that is so long ago that it is forgotten.
+        """
+        if first < 0:
+            raise invalid("from_number", "must not be negative")
+        uid = ""
+        with self._changes.of(identifier) as changed:
+            while True:
+                changed.clear()
+                job = await self._store.get(identifier)
+                if job.uid != (uid or job.uid):
+                    raise NotFound(f"{job.name} is another job now", reason="JOB_NOT_FOUND", metadata={"job": job.name})
+                uid = job.uid
+                for event in history.events(job, first):
+                    yield event
+                    first = event.number + 1
+                if job.is_over or not follow:
+                    return
+                self._check_open()
+                await changed.wait()
+
     async def log(self, identifier: str, first: int, *, follow: bool) -> AsyncGenerator[Line, None]:
         """The lines of a job's log from the line `first` on; with `follow` until the job is over.
 
@@ -195,7 +246,8 @@ class Desk:
             while True:
                 changed.clear()
                 job = await self.get(identifier)
-                log = log if log and not log.is_closed else await self._logs.find(job.uid)
+                if log is None or not self._logs.is_current(job.uid, log):
+                    log = await self._logs.find(job.uid)
                 if log is None and job.is_over:
                     async for line in self._kept(job, first):
                         yield line
@@ -268,21 +320,6 @@ async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
     finally:
         for task in waiting:
             task.cancel()
-
-
-def _leftovers(job: Job, now: float) -> Duty:
-    result, best = job.result, epochs.best(job.epochs)
-    made = [result.artifact, result.test_samples, result.logs] if result else []
-    made += [best.checkpoint] if best else []
-    inputs = [job.spec.dataset.artifact]
-    return Duty(
-        uid=job.uid,
-        kind="leftovers",
-        job=job.name,
-        artifacts=tuple(dict.fromkeys(digest for digest in made if digest)),
-        inputs=tuple(digest for digest in inputs if digest),
-        created=now,
-    )
 
 
 def _of_optimizer(error: Invalid) -> Invalid:

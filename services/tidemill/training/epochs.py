@@ -35,6 +35,8 @@ class Epoch:
     seconds: float = 0.0
     checkpoint: str = ""
     best: bool = False
+    reported: float = 0.0
+    """When it was reported, seconds since the epoch; 0 = not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,7 +71,7 @@ class Janitor:
         except TidemillError as error:
             if duty.key not in self._later:
                 LOG.warning("duty %s of %s is tried again: %s", duty.kind, duty.job, error.message)
-            finished = duty.kind == "group" and self._clock.now() - duty.created > GROUP_LIFE
+            finished = bool(duty.group) and self._clock.now() - duty.created > GROUP_LIFE
         if finished:
             self._later.pop(duty.key, None)
             await self._store.done(duty)

@@ -7,6 +7,9 @@ PENDING ──► STARTING ──► RUNNING ──► FINISHING ──► SUCCE
    │            └──► CANCELLING ◄────────┘
    ▼                     │
 CANCELLED ◄──────────────┘
+
+STARTING, RUNNING ──► PAUSING ──► PAUSED ──► PENDING. PENDING becomes PAUSED at once, and PAUSED is cancelled at once;
+of PAUSING can become all that can become of RUNNING.
 """
 
 from collections.abc import Mapping
@@ -14,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
-from tidemill.errors import FailedPrecondition
+from tidemill.errors import FailedPrecondition, invalid
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.spec import JobSpec
 
@@ -22,6 +25,10 @@ MAX_ERROR = 4096
 """Longest error text in characters."""
 MAX_TRACEBACK = 8192
 """Longest traceback of a worker in bytes."""
+MAX_CHANGES = 256
+"""Most changes of its state that a job remembers."""
+MAX_SHARDS = 64
+"""Most parameter shards of a job."""
 
 
 class State(Enum):
@@ -30,6 +37,8 @@ class State(Enum):
     PENDING = "pending"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     FINISHING = "finishing"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
@@ -39,9 +48,11 @@ class State(Enum):
 
 NEXT: Mapping[State, frozenset[State]] = MappingProxyType(
     {
-        State.PENDING: frozenset({State.STARTING, State.CANCELLED}),
-        State.STARTING: frozenset({State.RUNNING, State.CANCELLING, State.FAILED}),
-        State.RUNNING: frozenset({State.FINISHING, State.CANCELLING, State.FAILED}),
+        State.PENDING: frozenset({State.STARTING, State.PAUSED, State.CANCELLED}),
+        State.STARTING: frozenset({State.RUNNING, State.PAUSING, State.CANCELLING, State.FAILED}),
+        State.RUNNING: frozenset({State.FINISHING, State.PAUSING, State.CANCELLING, State.FAILED}),
+        State.PAUSING: frozenset({State.PAUSED, State.FINISHING, State.CANCELLING, State.FAILED}),
+        State.PAUSED: frozenset({State.PENDING, State.CANCELLED}),
         State.FINISHING: frozenset({State.SUCCEEDED, State.CANCELLING, State.FAILED}),
         State.CANCELLING: frozenset({State.CANCELLED}),
         State.SUCCEEDED: frozenset(),
@@ -85,6 +96,19 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A change of a job's state."""
+
+    number: int
+    """Among the changes of the job, from 1."""
+    state: State
+    """From then on."""
+    time: float
+    epochs: int = 0
+    """Epochs that were finished before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training job as it is stored; times are seconds since the epoch, 0 = not yet."""
 
@@ -99,6 +123,10 @@ class Job:
     waiting: str = ""
     progress: Progress = field(default_factory=Progress)
     epochs: tuple[Epoch, ...] = ()
+    finished: int = field(default=-1, compare=False)
+    """Number of epochs when it was stored; -1 = not known."""
+    changes: tuple[Change, ...] = ()
+    """The states that it was in, in order, this one last; none when it is of an older release."""
     result: Result | None = None
     workers: tuple[Worker, ...] = ()
     restarts: int = 0
@@ -110,10 +138,16 @@ class Job:
     """The orchestrator that acts on it; what another one still does on it is void."""
     shards: tuple[str, ...] = ()
     """Addresses of the parameter shards that hold its group."""
+    placement: int = 0
+    """Number of times that its group has been given up, to be made anew elsewhere."""
     checkpoint: str = ""
-    """Digest of the artifact from which workers go on that hold the state of the training themselves."""
+    """Digest of the artifact from which the training goes on when its state is held nowhere any more."""
     checkpoint_step: int = 0
     """Steps that are done in it."""
+    checkpoint_samples: int = 0
+    """Samples that were used for them."""
+    held: bool = False
+    """While it is being paused: all that must be kept is kept, its workers may end."""
     committed: bool = False
     """Its version is being registered: from here on it cannot be cancelled."""
     nonce: str = ""
@@ -132,8 +166,9 @@ class Job:
 
     @property
     def group(self) -> str:
-        """Name of its parameter group, different for every job there ever was."""
-        return f"groups/{self.id[:80]}-{self.uid}"
+        """Name of its parameter group, different for every job there ever was, and wherever it is placed anew."""
+        again = f".{self.placement}" if self.placement else ""
+        return f"groups/{self.id[:80]}-{self.uid}{again}"
 
     @property
     def is_over(self) -> bool:
@@ -160,7 +195,16 @@ def move(job: Job, state: State, now: float, *, error: str = "") -> Job:
             metadata={"job": job.name, "state": job.state.value, "wanted": state.value},
         )
     ended = 0.0 if NEXT[state] else now
-    return replace(job, state=state, ended=ended, waiting="", error=shortened(error))
+    before = job.changes or begun(job)
+    change = Change(number=before[-1].number + 1, state=state, time=now, epochs=len(job.epochs))
+    changes = (*before, change)[-MAX_CHANGES:]
+    return replace(job, state=state, ended=ended, waiting="", error=shortened(error), changes=changes)
+
+
+def begun(job: Job) -> tuple[Change, ...]:
+    """The changes of a job of which none are known but that it is in its state."""
+    time = job.ended or job.started or job.created
+    return (Change(number=1, state=job.state, time=time, epochs=len(job.epochs) if job.is_over else 0),)
 
 
 def cancel(job: Job, now: float) -> Job:
@@ -177,7 +221,78 @@ def cancel(job: Job, now: float) -> Job:
             reason="JOB_COMMITTED",
             metadata={"job": job.name},
         )
-    return move(job, State.CANCELLED if job.state is State.PENDING else State.CANCELLING, now)
+    at_rest = job.state in (State.PENDING, State.PAUSED)
+    return move(job, State.CANCELLED if at_rest else State.CANCELLING, now)
+
+
+def pause(job: Job, now: float) -> Job:
+    """`job` after it was asked to pause; itself when that changes nothing.
+
+    Raises:
+        FailedPrecondition: reason JOB_NOT_PAUSABLE: it is at its end, or has ended.
+    """
+    if job.state in (State.PAUSING, State.PAUSED):
+        return job
+    if job.state is State.PENDING:
+        return move(job, State.PAUSED, now)
+    if State.PAUSING not in NEXT[job.state]:
+        why = "its training is over, it ends by itself" if job.state is State.FINISHING else "there is nothing to pause"
+        raise FailedPrecondition(
+            f"{job.name} is {job.state.value}: {why}",
+            reason="JOB_NOT_PAUSABLE",
+            metadata={"job": job.name, "state": job.state.value},
+        )
+    # Workers that have only just begun would do the same again: nothing of them has to be kept.
+    return replace(move(job, State.PAUSING, now), held=job.state is State.STARTING)
+
+
+def resume(job: Job, shards: int, now: float) -> Job:
+    """`job` after it was asked to go on; itself when it has not been paused, or goes on already.
+
+    Args:
+        job: as it is.
+        shards: number of parameter shards to go on with; 0 = as many as before.
+        now: the time.
+
+    Raises:
+        FailedPrecondition: reason JOB_PAUSING, when it is not at rest yet; JOB_NOT_PAUSED, when it has ended, or is at
+            work with another number of shards.
+        Invalid: it has no parameter shards, or cannot have so many.
+    """
+    if shards and not job.spec.shards:
+        raise invalid("shards", f"{job.spec.strategy} has no parameter shards", reason="NO_SHARDS")
+    if not 0 <= shards <= MAX_SHARDS:
+        raise invalid("shards", f"must be in [0, {MAX_SHARDS}], not {shards}")
+    if job.state is State.PAUSING:
+        raise FailedPrecondition(
+            f"{job.name} is still being paused: wait until it is paused",
+            reason="JOB_PAUSING",
+            metadata={"job": job.name},
+        )
+    if job.state is not State.PAUSED:
+        if job.is_over or job.state is State.CANCELLING or shards not in (0, job.spec.shards):
+            raise FailedPrecondition(
+                f"{job.name} is {job.state.value}, not paused",
+                reason="JOB_NOT_PAUSED",
+                metadata={"job": job.name, "state": job.state.value},
+            )
+        return job
+    spec = replace(job.spec, shards=shards or job.spec.shards)
+    return replace(move(job, State.PENDING, now), spec=spec, waiting="waits for its turn")
+
+
+def hold(job: Job, now: float) -> Job:
+    """`job`, whose workers have ended, at rest: its group is given up, its checkpoint is what it goes on from."""
+    return replace(move(given_up(job), State.PAUSED, now), owner="")
+
+
+def given_up(job: Job) -> Job:
+    """`job`, whose workers have ended, without its parameter group: it is to go on from its checkpoint."""
+    progress = replace(job.progress, step=job.checkpoint_step, samples=job.checkpoint_samples, samples_per_second=0.0)
+    workers = tuple(replace(worker, pid=0, handle="", token="", phase="ended", samples=0) for worker in job.workers)
+    return replace(
+        job, shards=(), placement=job.placement + 1, progress=progress, workers=workers, held=False, waiting=""
+    )
 
 
 def shortened(text: str, limit: int = MAX_ERROR) -> str:

@@ -22,6 +22,10 @@ class CancelAsked(Exception):
     """Somebody wants the job to stop."""
 
 
+class PauseAsked(Exception):
+    """Somebody wants the job to pause, and all that must be kept of it is kept."""
+
+
 class Ledger:
     """Changes one job, each change on top of the last; whoever else has changed it is noticed.
 
@@ -42,23 +46,32 @@ class Ledger:
         self._clock = clock
         self._lock = asyncio.Lock()
 
-    async def change(self, make: Callable[[Job], Job], *, duties: Sequence[Duty] = (), cancelling: bool = False) -> Job:
+    async def change(
+        self,
+        make: Callable[[Job], Job],
+        *,
+        duties: Sequence[Duty] = (),
+        cancelling: bool = False,
+        pausing: bool = False,
+    ) -> Job:
         """Store what `make` makes of the job, for as long as it takes; `make` is called again when the job has changed.
 
         Args:
             make: the change.
             duties: work to be remembered with it.
             cancelling: go on although a stop was asked for.
+            pausing: go on although a pause was asked for.
 
         Raises:
             Fenced: it is not ours any more.
             CancelAsked: a stop was asked for.
+            PauseAsked: a pause was asked for, and what must be kept is kept.
         """
         async with self._lock:
             attempts = Attempts(self._clock, f"storing {self.job.name}")
             tried: set[str] = set()
             while True:
-                self._check(self.job, cancelling)
+                self._check(self.job, cancelling, pausing)
                 wanted = make(self.job)
                 if wanted == self.job:
                     return wanted
@@ -78,14 +91,22 @@ class Ledger:
                     return self.job
 
     async def follow(self) -> NoReturn:
-        """Watch the job for what others do with it; ends with Fenced or CancelAsked only."""
+        """Watch the job for what others do with it; ends with Fenced, CancelAsked or PauseAsked only."""
         with self._changes.of(self.job.id) as changed:
             while True:
                 changed.clear()
                 async with self._lock:
                     await self._read()
-                    self._check(self.job, cancelling=False)
+                    self.check()
                 await changed.wait()
+
+    def check(self) -> None:
+        """Go on, or raise.
+
+        Raises:
+            Fenced, CancelAsked, PauseAsked: as it was last read.
+        """
+        self._check(self.job, cancelling=False, pausing=False)
 
     async def _read(self) -> None:
         fresh = await patiently(self._clock, f"reading {self.job.name}", lambda: self._store.find(self.job.id))
@@ -93,8 +114,10 @@ class Ledger:
             raise Fenced
         self.job = fresh
 
-    def _check(self, job: Job, cancelling: bool) -> None:
+    def _check(self, job: Job, cancelling: bool, pausing: bool) -> None:
         if job.is_over or job.owner != self._owner:
             raise Fenced
         if job.state is State.CANCELLING and not cancelling:
             raise CancelAsked
+        if job.state is State.PAUSING and job.held and not pausing:
+            raise PauseAsked

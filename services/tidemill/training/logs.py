@@ -84,6 +84,11 @@ class JobLog:
         self.lines += 1
         self._size += size
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it knows all that lies in its file."""
+        return self._path.exists() and self._path.stat().st_size == self._size
+
     def position(self, rank: int, attempt: int) -> int:
         """Position behind the last line that is kept of a worker's output; 0 = none is."""
         return self._positions.get((rank, attempt), 0)
@@ -201,6 +206,10 @@ class LogDirectory:
             log = await asyncio.to_thread(JobLog, self.path(uid), self._clock, self._limits)
             self._open.setdefault(uid, log)
         return self._open[uid]
+
+    def is_current(self, uid: str, log: JobLog) -> bool:
+        """Whether `log` knows all lines of a job's log: it is written to, or nobody has written since it was read."""
+        return log is self._open[uid] if uid in self._open else not log.is_closed and log.is_whole
 
     async def find(self, uid: str) -> JobLog | None:
         """The log of a job, to read, if it is kept here."""

@@ -21,6 +21,11 @@ class Meeting:
         """Attempt of each rank that was sent to the latest meeting, or is in it."""
         return self._attempts
 
+    @property
+    def is_open(self) -> bool:
+        """Whether rank 0 has said where the latest meeting is."""
+        return bool(self._address)
+
     def arrive(self, rank: int, attempt: int, *, lost: int, address: str) -> tuple[int, str]:
         """A worker wants to meet the others.
 

@@ -33,10 +33,12 @@ class Meter:
         epochs: most epochs.
         before: progress that workers have made so far.
         workers: those that may still be at work, whose samples are part of that.
+        rounds: whether they make each step together; if not, the steps of the job are those of rank 0.
     """
 
-    def __init__(self, epochs: int, before: Progress, workers: Iterable[Worker] = ()) -> None:
+    def __init__(self, epochs: int, before: Progress, workers: Iterable[Worker] = (), *, rounds: bool = True) -> None:
         self._epochs = epochs
+        self._rounds = rounds
         self._before = before
         self._last = {
             worker.rank: (worker.attempt, Beat(phase=worker.phase, samples=worker.samples)) for worker in workers
@@ -62,7 +64,8 @@ class Meter:
     def progress(self) -> Progress:
         """How far the job is now."""
         beats = [beat for _, beat in self._last.values()]
-        step = max((self._before.step, *(beat.step for beat in beats)))
+        counted = beats if self._rounds else [beat for rank, (_, beat) in self._last.items() if rank == 0]
+        step = max((self._before.step, *(beat.step for beat in counted)))
         per_epoch = max((self._before.steps_per_epoch, *(beat.steps_per_epoch for beat in beats)))
         losses = [beat.loss for beat in beats if beat.step > 0 and math.isfinite(beat.loss)]
         return Progress(

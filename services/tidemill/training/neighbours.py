@@ -1,5 +1,6 @@
 """The neighbours of the training service, reached through their clients."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -10,14 +11,19 @@ from opentelemetry import trace
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.parameters import ParametersAdmin
 from tidemill.clients.registry import RegistryClient
-from tidemill.errors import AlreadyExists, FailedPrecondition, NotFound
+from tidemill.errors import AlreadyExists, FailedPrecondition, NotFound, TidemillError
 from tidemill.training import convert
+from tidemill.training.diagnosis.convert import from_group
+from tidemill.training.diagnosis.sights import ShardSight
+from tidemill.training.patience import is_passing
 from tidemill.training.peers import AliasState, Entry, NewVersion
 
 SHARDS = "parameters"
 """Name under which parameter servers announce themselves."""
 TIMEOUT = 5.0
 """Seconds that a call to a shard may take: one that has died must not be waited for."""
+LOOK = 2.0
+"""Seconds that a look at a shard may take: somebody waits for what is seen."""
 FORMAT = "onnx"
 
 
@@ -47,6 +53,22 @@ class ShardNeighbours:
         async with self._admin(addresses) as admin:
             if not all(convert.is_ready(part) for part in await admin.get_group(group)):
                 raise NotFound(f"{group} has no values on some shard", reason="GROUP_EMPTY")
+
+    async def look(self, group: str, address: str) -> ShardSight:
+        """One shard's part of a group, as it is now; also of a shard that does not answer, within seconds."""
+        try:
+            async with (
+                asyncio.timeout(2 * LOOK),
+                ParametersAdmin([address], tracer=self._tracer, timeout=LOOK) as admin,
+            ):
+                (part,) = await admin.get_group(group)
+        except NotFound:
+            return ShardSight(address=address)
+        except TidemillError as error:
+            return ShardSight(address=address, reachable=not is_passing(error), error=error.message[:300])
+        except TimeoutError:
+            return ShardSight(address=address, reachable=False, error=f"does not answer within {2 * LOOK:g} s")
+        return from_group(address, part)
 
     async def delete_group(self, group: str, addresses: Sequence[str]) -> None:
         """Delete a group; one that is not there is no error."""

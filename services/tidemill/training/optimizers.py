@@ -1,7 +1,7 @@
 """Optimizers for workers that hold the parameters themselves: the same as those of the parameter servers, by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -276,12 +276,24 @@ class Optimizer:
         self._size = size
         self._state = self._kind.start(self._config, size)
 
-    def step(self, parameters: Flat, gradient: Flat) -> None:
-        """Make one step in place; `gradient` is undefined afterwards."""
+    @property
+    def learning_rate(self) -> float:
+        """The one that it was made with."""
+        return float(self._config.learning_rate)
+
+    def step(self, parameters: Flat, gradient: Flat, learning_rate: float | None = None) -> None:
+        """Make one step in place.
+
+        Args:
+            parameters: all of them.
+            gradient: undefined afterwards.
+            learning_rate: in place of the one that it was made with.
+        """
         import torch
 
+        given = self._config if learning_rate is None else replace(self._config, learning_rate=learning_rate)
         with torch.no_grad():
-            self._kind.update(self._config, [torch.from_numpy(parameters)], [torch.from_numpy(gradient)], self._state)
+            self._kind.update(given, [torch.from_numpy(parameters)], [torch.from_numpy(gradient)], self._state)
 
     def state(self) -> dict[str, Flat]:
         """A copy of the state by name; zeros where there is none before the first step."""

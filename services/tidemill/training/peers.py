@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tidemill.training.diagnosis.sights import ShardSight
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hyperparameter:
@@ -67,6 +69,9 @@ class Shards(Protocol):
 
     async def check_group(self, group: str, addresses: Sequence[str]) -> None:
         """Return when every shard has the group's part with values. Raises NotFound."""
+
+    async def look(self, group: str, address: str) -> ShardSight:
+        """One shard's part of a group, as it is now; also of a shard that does not answer, within seconds."""
 
     async def delete_group(self, group: str, addresses: Sequence[str]) -> None:
         """Delete a group; one that is not there is no error."""

@@ -10,17 +10,19 @@ from opentelemetry import trace
 from tidemill.errors import NotFound, TidemillError
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
-from tidemill.training import epochs
-from tidemill.training.jobs import Job, State, move
-from tidemill.training.ledger import CancelAsked, Fenced, Ledger
+from tidemill.training import remains
+from tidemill.training.diagnosis.sights import TeamSight
+from tidemill.training.jobs import Job, State, hold, move
+from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.patience import patiently
 from tidemill.training.placement import JobFailed
-from tidemill.training.store import Duty
 from tidemill.training.team import Team
 from tidemill.training.workshop import Workshop
 
 LOG = logging.getLogger(__name__)
+FREEING = 10.0
+"""Longest wait in seconds of a job that is being paused for its shards to be free; else that is seen to later."""
 
 
 class JobRun:
@@ -41,15 +43,21 @@ class JobRun:
 
     def view(self, job: Job) -> Job:
         """`job` as it was stored, with what is known of it beyond that."""
-        if job.is_over or job.uid != self._ledger.job.uid:
+        if job.is_over or not job.owner or job.uid != self._ledger.job.uid:
             return job
         return self._live(job)
+
+    def sight(self, job: Job) -> TeamSight | None:
+        """What is known here of the workers of `job`, if it is at work here."""
+        if job.is_over or not job.owner or job.uid != self._ledger.job.uid:
+            return None
+        return self._team.sight() if self._team else TeamSight()
 
     def _live(self, job: Job) -> Job:
         return self._team.live(job) if self._team else job
 
     async def run(self) -> None:
-        """Work until the job is over, or not ours any more; never raises, but when it is cancelled."""
+        """Work until the job is over or paused, or not ours any more; never raises, but when it is cancelled."""
         job = self._ledger.job
         self._log = await self._shop.logs.open(job.uid)
         try:
@@ -58,8 +66,9 @@ class JobRun:
             LOG.warning("another orchestrator has this job now, or it was deleted", extra={"job": job.name})
         finally:
             self._shop.logs.close(job.uid)
-        if self._ledger.job.is_over:
+        if self._ledger.job.is_over or self._ledger.job.state is State.PAUSED:
             await self._shop.launcher.clean(job.uid)
+        if self._ledger.job.is_over:
             self._trace()
 
     async def _outcome(self) -> BaseException | None:
@@ -83,8 +92,7 @@ class JobRun:
         job = self._ledger.job
         await self._team.adopt()  # before anything that may take long: they wait for an answer
         self.has_adopted = True
-        if job.state is State.CANCELLING:
-            raise CancelAsked
+        self._ledger.check()
         with self._span(attributes.SPAN_SCHEDULE):
             if job.state is State.STARTING:
                 await self._protect_dataset()
@@ -138,6 +146,9 @@ class JobRun:
             self._tell("the job is cancelled")
             await self._end(State.CANCELLED)
             return
+        if isinstance(error, PauseAsked):
+            await self._rest()
+            return
         try:
             if error is None:
                 self._tell("the job has succeeded")
@@ -146,8 +157,28 @@ class JobRun:
                 text = self._reason(error)
                 self._tell(f"the job has failed: {text}")
                 await self._end(State.FAILED, text, error.traceback if isinstance(error, JobFailed) else "")
+        except (CancelAsked, PauseAsked) as asked:
+            await self._conclude(asked)
+
+    async def _rest(self) -> None:
+        """Free the shards, and store that the job is paused."""
+        job, now = self._ledger.job, self._shop.clock.now()
+        duties = [] if await self._is_freed(job) else remains.group(job, now)
+        self._tell(f"the job is paused at step {job.checkpoint_step}")
+        try:
+            await self._ledger.change(lambda current: hold(self._live(current), now), duties=duties, pausing=True)
         except CancelAsked as asked:
             await self._conclude(asked)
+
+    async def _is_freed(self, job: Job) -> bool:
+        if not job.shards:
+            return True
+        try:
+            async with asyncio.timeout(FREEING):
+                await self._shop.shards.delete_group(job.group, job.shards)
+        except (TidemillError, TimeoutError):
+            return False
+        return True
 
     def _reason(self, error: BaseException) -> str:
         if isinstance(error, JobFailed | TidemillError):
@@ -158,16 +189,9 @@ class JobRun:
     async def _end(self, state: State, error: str = "", traceback: str = "") -> None:
         now = self._shop.clock.now()
         job = self._ledger.job
-        best = epochs.best(job.epochs)
-        old = tuple(e.checkpoint for e in job.epochs if e.checkpoint and e is not best)
-        old += (job.checkpoint,) if job.checkpoint else ()
-        duties = [
-            Duty(uid=job.uid, kind="group", job=job.name, group=job.group, shards=job.shards, created=now),
-            Duty(uid=job.uid, kind="checkpoints", job=job.name, artifacts=old, created=now),
-        ]
         await self._ledger.change(
             lambda current: replace(move(self._live(current), state, now, error=error), traceback=traceback),
-            duties=[duty for duty in duties if duty.shards or duty.artifacts],
+            duties=remains.at_end(job, now),
             cancelling=state is State.CANCELLED,
         )
         self._shop.counters.ended(state)

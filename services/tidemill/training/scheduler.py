@@ -9,6 +9,7 @@ from dataclasses import replace
 from tidemill.errors import Stale, TidemillError
 from tidemill.kv.session import LeaseSession
 from tidemill.training.changes import ALL
+from tidemill.training.diagnosis.sights import TeamSight
 from tidemill.training.janitor import Janitor
 from tidemill.training.jobs import Job, State, move
 from tidemill.training.patience import Attempts, patiently
@@ -57,6 +58,11 @@ class Scheduler:
         """`job` as stored, with what is known of it here beyond that."""
         run = self._runs.get(job.id)
         return run.view(job) if run else job
+
+    def sight(self, job: Job) -> TeamSight | None:
+        """What is known here of the workers of `job`; None, when it is not at work here."""
+        run = self._runs.get(job.id)
+        return run.sight(job) if run else None
 
     async def run(self) -> None:
         """Lead whenever that is possible, for ever.
@@ -131,6 +137,8 @@ class Scheduler:
         self._shop.counters.active(Tally(job.state for job in jobs))
         for job in jobs:
             if self._stopping or job.id in self._tasks or self._shop.clock.monotonic() < self._later.get(job.id, 0.0):
+                continue
+            if job.state is State.PAUSED:
                 continue
             if job.state is not State.PENDING or len(self._tasks) < self._most:
                 await self._take_up(job)

@@ -13,6 +13,8 @@ from tidemill.rpc import paging
 from tidemill.telemetry.propagation import traceparent
 from tidemill.training import convert
 from tidemill.training.desk import Desk
+from tidemill.training.diagnosis.convert import to_explanation
+from tidemill.training.diagnosis.inquiry import Inquiry
 
 PAGE_BYTES = 3 << 20
 """Bytes of jobs after which a page ends: less than the largest message."""
@@ -21,8 +23,9 @@ PAGE_BYTES = 3 << 20
 class TrainingServicer(rpc.TrainingServiceServicer):
     """Jobs as resources."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, inquiry: Inquiry) -> None:
         self._desk = desk
+        self._inquiry = inquiry
 
     async def CreateJob(self, request: pb.CreateJobRequest, context: Any) -> pb.Job:
         job = await self._desk.create(
@@ -57,6 +60,12 @@ class TrainingServicer(rpc.TrainingServiceServicer):
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.Job:
         return convert.to_job(await self._desk.cancel(_job(request.name)))
 
+    async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.Job:
+        return convert.to_job(await self._desk.pause(_job(request.name)))
+
+    async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.Job:
+        return convert.to_job(await self._desk.resume(_job(request.name), request.shards))
+
     async def DeleteJob(self, request: pb.DeleteJobRequest, context: Any) -> Empty:
         await self._desk.delete(_job(request.name))
         return Empty()
@@ -66,10 +75,19 @@ class TrainingServicer(rpc.TrainingServiceServicer):
             async for job in jobs:
                 yield convert.to_job(job)
 
+    async def StreamEvents(self, request: pb.StreamEventsRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
+        found = self._desk.events(_job(request.name), request.from_number, follow=request.follow)
+        async with aclosing(found) as events:
+            async for event in events:
+                yield convert.to_event(event)
+
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         async with aclosing(self._desk.log(_job(request.name), request.from_line, follow=request.follow)) as lines:
             async for line in lines:
                 yield convert.to_line(line)
+
+    async def ExplainJob(self, request: pb.ExplainJobRequest, context: Any) -> pb.JobExplanation:
+        return to_explanation(await self._inquiry.explain(_job(request.name)))
 
     async def ListCatalogue(self, request: pb.ListCatalogueRequest, context: Any) -> pb.Catalogue:
         found = await self._desk.catalogue()
@@ -78,6 +96,8 @@ class TrainingServicer(rpc.TrainingServiceServicer):
             datasets=convert.to_entries(found.datasets),
             optimizers=convert.to_entries(found.optimizers),
             strategies=convert.to_entries(found.strategies),
+            schedules=convert.to_entries(found.schedules),
+            codecs=convert.to_entries(found.codecs),
         )
 
 

@@ -41,6 +41,33 @@ class EarlyStopping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consistency:
+    """How far apart workers may be: `mode` is one of `bsp`, `ssp` and `asp`."""
+
+    mode: str = ""
+    staleness: int = 0
+    """For `ssp`: most steps between the fastest and the slowest worker."""
+    arrival_order: bool = False
+    """For `bsp`: whether gradients are added up in order of arrival."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the workers make each step together."""
+        return self.mode in ("", "bsp") or (self.mode == "ssp" and self.staleness == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durability:
+    """What outlives the end of a parameter shard: `mode` is one of `none`, `wal`, `replicated` and `checkpoint`."""
+
+    mode: str = ""
+    fsync: bool = False
+    """For `wal`: whether an acknowledgement waits for the disk."""
+    interval_steps: int = 0
+    """For `checkpoint`: steps between two checkpoints."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What to train; 0 and empty mean the default until `checks.complete` has filled them in."""
 
@@ -62,3 +89,13 @@ class JobSpec:
     code_revision: str = ""
     checkpoint_steps: int = 0
     """Steps between two checkpoints of workers that hold the state themselves; 0 = at the ends of epochs only."""
+    consistency: Consistency = field(default_factory=Consistency)
+    schedule: Component = field(default_factory=Component)
+    """Of the learning rate."""
+    clip_norm: float = 0.0
+    """Largest norm of a step's gradient; 0 = any."""
+    l1: float = 0.0
+    """Weight of the parameters' magnitudes in the loss."""
+    codec: Component = field(default_factory=Component)
+    """How gradients travel to parameter shards."""
+    durability: Durability = field(default_factory=Durability)

@@ -133,7 +133,7 @@ class JobStore:
             AlreadyExists: reason JOB_EXISTS, when there is such a job.
             Invalid: reason REQUEST_ID_REUSED, when the request id stands for a job of another spec.
         """
-        job = replace(job, request=_request(request_id))
+        job = replace(job, request=_request(request_id), finished=len(job.epochs))
         compares = [Compare(_job(job.id), mod_revision=0)]
         operations: list[Operation] = [
             Put(_job(job.id), records.encode(job, leave_out=_OUTSIDE)),
@@ -179,7 +179,10 @@ class JobStore:
         if entry is None:
             return None
         job = records.decode(Job, entry.value)
-        return replace(job, revision=entry.mod_revision, epochs=await self._epochs_of(job.uid))
+        epochs = await self._epochs_of(job.uid)
+        if job.finished >= 0:  # those that came while this was read belong to a later state of it
+            epochs = epochs[: job.finished]
+        return replace(job, revision=entry.mod_revision, epochs=epochs)
 
     async def _epochs_of(self, uid: str) -> tuple[Epoch, ...]:
         """The epochs of a job; as they never change, only those that are not known here are read."""
@@ -265,6 +268,7 @@ class JobStore:
             Stale: reason JOB_CHANGED, when it was changed or deleted meanwhile.
             Unavailable: reason OUTCOME_UNKNOWN, when it may or may not be stored: read it again.
         """
+        job = replace(job, finished=len(job.epochs))
         operations: list[Operation] = [Put(_job(job.id), records.encode(job, leave_out=_OUTSIDE))]
         if job.epochs:  # only the last one can be new, and what is there never changes
             last = job.epochs[-1]

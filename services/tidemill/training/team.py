@@ -7,20 +7,20 @@ from dataclasses import replace
 from typing import NoReturn
 
 from tidemill.errors import FailedPrecondition, OutOfRange, Stale, invalid
-from tidemill.training import epochs, tokens
+from tidemill.training import epochs, remains, tokens
 from tidemill.training.crew import STARTING, Crew
+from tidemill.training.diagnosis.sights import MeetingSight, TeamSight
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.jobs import Job, State, Worker, move, shortened
-from tidemill.training.ledger import CancelAsked, Fenced, Ledger
+from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.meeting import Meeting
 from tidemill.training.meter import Beat, Meter
 from tidemill.training.placement import JobFailed
-from tidemill.training.store import Duty
 from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.workshop import Seat, Workshop
 
-_TRAINING = (State.STARTING, State.RUNNING)
+_TRAINING = (State.STARTING, State.RUNNING, State.PAUSING)
 
 
 class Team:
@@ -37,7 +37,7 @@ class Team:
         self._ledger = ledger
         self._shop = shop
         self._log = log
-        self._meter = Meter(job.spec.epochs, job.progress, job.workers)
+        self._meter = Meter(job.spec.epochs, job.progress, job.workers, rounds=job.spec.consistency.rounds)
         self._meeting = Meeting()
         self._tokens: list[str] = []
         """Digests of all that were given out."""
@@ -62,6 +62,20 @@ class Team:
         )
         return replace(job, progress=progress, workers=self._crew.workers())
 
+    def sight(self) -> TeamSight:
+        """The workers as they are seen now, and their meeting if they need one."""
+        spec = self._ledger.job.spec
+        meeting = None
+        if not spec.shards and spec.workers > 1:
+            present = tuple(sorted(self._meeting.present))
+            meeting = MeetingSight(
+                generation=self._meeting.generation,
+                present=present,
+                missing=tuple(rank for rank in range(spec.workers) if rank not in present),
+                is_open=self._meeting.is_open,
+            )
+        return TeamSight(workers=self._crew.sights(), meeting=meeting)
+
     async def adopt(self) -> None:
         """Look after the processes that an orchestrator before has started."""
         await self._crew.adopt()
@@ -79,7 +93,7 @@ class Team:
 
         Raises:
             JobFailed: a worker met what any other would meet again, or too many have died.
-            Fenced, CancelAsked: from the ledger.
+            Fenced, CancelAsked, PauseAsked: from the ledger.
         """
         await self._appoint()
         crew = asyncio.ensure_future(self._crew.run())
@@ -91,6 +105,7 @@ class Team:
                 raise self._refusal
             if crew.done():
                 crew.result()
+            self._ledger.check()
         finally:
             for task in (crew, refused, delivered):
                 task.cancel()
@@ -131,16 +146,16 @@ class Team:
         return {**self._shop.environment(), "TIDEMILL_WORKER_TOKEN": self._secrets.pop(rank)}
 
     def excuses(self, rank: int, status: int | None) -> bool:
-        """Rank 0 has done its part when the result is there, the others when the training is over."""
+        """Rank 0 has done its part when the result is there, the others when the training is over; or all is held."""
         job = self._ledger.job
-        return job.result is not None if rank == 0 else job.state not in _TRAINING
+        return job.held or (job.result is not None if rank == 0 else job.state not in _TRAINING)
 
     async def replace(self, rank: int, reason: str, traceback: str) -> Worker:
         """Count the death of a process, and store who follows.
 
         Raises:
             JobFailed: there were too many.
-            Fenced, CancelAsked: from the ledger.
+            Fenced, CancelAsked, PauseAsked: from the ledger.
         """
         self._secrets[rank] = tokens.fresh()
 
@@ -172,6 +187,7 @@ class Team:
             traceparent=job.traceparent,
             artifacts=self._shop.artifacts.address,
             epochs=job.epochs,
+            checkpoint=job.checkpoint,
         )
 
     async def beat(self, rank: int, attempt: int, beat: Beat) -> Answer:
@@ -183,17 +199,19 @@ class Team:
             self._shop.changes.stir(self._ledger.job.id)
             if beat.phase != STARTING and self._ledger.job.state is State.STARTING:
                 await self._ledger.change(self._running)
-        except (Stale, Fenced, CancelAsked):
+        except (Stale, Fenced, CancelAsked, PauseAsked):
             return Answer(stop=True)
         job = self._ledger.job
         generation = 0 if job.spec.shards else self._meeting.generation
-        return Answer(stop=rank != 0 and job.state not in _TRAINING, generation=generation)
+        stop = job.held or (rank != 0 and job.state not in _TRAINING)
+        # Nobody makes another step without rank 0: what it keeps before its next one is the same everywhere.
+        return Answer(stop=stop, generation=generation, pause=rank == 0 and job.state is State.PAUSING)
 
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         """Where a worker meets the others."""
         self._crew.member(rank, attempt)
         job = self._ledger.job
-        if rank != 0 and job.state not in _TRAINING:
+        if job.held or (rank != 0 and job.state not in _TRAINING):
             _stopped()
         generation, place = self._meeting.arrive(rank, attempt, lost=lost, address=address)
         # One of them may be due to each death, seen by the others, and one to the arrival of its replacement.
@@ -202,27 +220,31 @@ class Team:
             self._refuse(f"workers have lost each other {needless} times although none of them had died")
         return Place(generation=generation, address=place, checkpoint=job.checkpoint)
 
-    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
+    async def report_checkpoint(
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+    ) -> None:
         """Take note of from where to go on, once; what was noted before is deleted."""
         self._check_reporter(rank, attempt)
         before = self._ledger.job
-        if checkpoint == before.checkpoint:
+        same = checkpoint == before.checkpoint
+        if before.held or (same and not paused):
             return
-        if step <= before.checkpoint_step:
+        if step < before.checkpoint_step or (step == before.checkpoint_step and not same and not paused):
             raise OutOfRange(f"there is a checkpoint of step {before.checkpoint_step}", reason="CHECKPOINT_SUPERSEDED")
-        superseded = Duty(
-            uid=before.uid,
-            kind=f"checkpoint-{before.checkpoint_step}",
-            job=before.name,
-            artifacts=(before.checkpoint,),
-            created=self._shop.clock.now(),
-        )
-        try:
-            await self._ledger.change(
-                lambda job: replace(self.live(job), checkpoint=checkpoint, checkpoint_step=step),
-                duties=[superseded] if before.checkpoint else [],
+
+        def noted(job: Job) -> Job:
+            if paused and job.state is not State.PAUSING:
+                _stopped()
+            job = self.live(job)
+            samples = job.progress.samples
+            return replace(
+                job, checkpoint=checkpoint, checkpoint_step=step, checkpoint_samples=samples, held=job.held or paused
             )
-        except (Fenced, CancelAsked):
+
+        duties = [] if same else remains.checkpoint(before, self._shop.clock.now())
+        try:
+            await self._ledger.change(noted, duties=duties)
+        except (Fenced, CancelAsked, PauseAsked):
             _stopped()
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
@@ -232,7 +254,8 @@ class Team:
         def appended(job: Job) -> Job:
             if epoch.epoch <= len(job.epochs):
                 return job
-            done = epochs.append(job.epochs, epoch, job.spec)
+            reported = replace(epoch, reported=self._shop.clock.now())
+            done = epochs.append(job.epochs, reported, job.spec)
             job = self.live(replace(self._running(job), epochs=done))
             return move(job, State.FINISHING, self._shop.clock.now()) if epochs.over(done, job.spec) else job
 
@@ -240,7 +263,7 @@ class Team:
             raise invalid("epoch.epoch", "must be at least 1")
         try:
             job = await self._ledger.change(appended)
-        except (Fenced, CancelAsked):
+        except (Fenced, CancelAsked, PauseAsked):
             _stopped()
         best = epochs.best(job.epochs)
         return Decision(stop=epochs.over(job.epochs, job.spec), best_epoch=best.epoch if best else 0)
@@ -264,7 +287,7 @@ class Team:
 
         try:
             await self._ledger.change(delivered)
-        except (Fenced, CancelAsked):
+        except (Fenced, CancelAsked, PauseAsked):
             _stopped()
         self._delivered.set()
 

@@ -30,7 +30,7 @@ class WorkerServicer(rpc.WorkerServiceServicer):
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         seat = self._tokens.find(request.token)
         answer = await seat.employer.beat(seat.rank, seat.attempt, convert.from_beat(request))
-        return pb.HeartbeatResponse(stop=answer.stop, generation=answer.generation)
+        return pb.HeartbeatResponse(stop=answer.stop, generation=answer.generation, pause=answer.pause)
 
     async def Meet(self, request: pb.MeetRequest, context: Any) -> pb.MeetResponse:
         seat = self._tokens.find(request.token)
@@ -43,10 +43,13 @@ class WorkerServicer(rpc.WorkerServiceServicer):
 
     async def ReportCheckpoint(self, request: pb.ReportCheckpointRequest, context: Any) -> Empty:
         seat = self._tokens.find(request.token)
-        names.check_digest(request.checkpoint, "checkpoint")
-        if request.step < 1:
-            raise invalid("step", "must be at least 1")
-        await seat.employer.report_checkpoint(seat.rank, seat.attempt, request.checkpoint, request.step)
+        if request.step < 0:
+            raise invalid("step", "must not be negative")
+        if request.checkpoint or request.step or not request.paused:
+            names.check_digest(request.checkpoint, "checkpoint")
+        await seat.employer.report_checkpoint(
+            seat.rank, seat.attempt, request.checkpoint, request.step, paused=request.paused
+        )
         return Empty()
 
     async def ReportEpoch(self, request: pb.ReportEpochRequest, context: Any) -> pb.ReportEpochResponse:

@@ -34,8 +34,10 @@ class Employer(Protocol):
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         """Where the worker meets the others."""
 
-    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
-        """Take note of from where to go on, once."""
+    async def report_checkpoint(
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+    ) -> None:
+        """Take note of from where to go on, once; a worker that is `paused` goes no further."""
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         """Take the metrics of an epoch, once; whether to train on."""

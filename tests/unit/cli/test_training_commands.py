@@ -12,6 +12,7 @@ import pytest
 from tests.support.cli import COMMAND, addresses, environment, run, terminal
 from tests.support.gateway import ScriptedTraining, serve_training
 from tests.support.wait import until
+from tidemill.api.parameters.v1 import parameters_pb2
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.errors import NotFound
 
@@ -149,6 +150,49 @@ async def test_logs_for_programs(training: Any) -> None:
 async def test_a_job_is_asked_to_stop(training: Any) -> None:
     _, variables = training
     assert await run("jobs", "cancel", "x", **variables) == (0, "jobs/x was asked to stop: cancelling\n", "")
+
+
+async def test_a_job_is_explained(training: Any) -> None:
+    scripted, variables = training
+    scripted.explanation = pb.JobExplanation(
+        name="jobs/x",
+        state=State.STATE_RUNNING,
+        summary="waits for worker 1,\x1b[2J last heard of 42 s ago",
+        stuck=True,
+        culprits=[1],
+        workers=[
+            pb.WorkerSight(condition=pb.WorkerSight.CONDITION_ALIVE, phase="training", step=18, pid=7),
+            pb.WorkerSight(rank=1, condition=pb.WorkerSight.CONDITION_SILENT, silence_seconds=42.25, step=17),
+        ],
+        shards=[
+            pb.ShardSight(
+                address="a:1",
+                reachable=True,
+                state=parameters_pb2.Group.STATE_READY,
+                version=17,
+                arrived=[0],
+                members=[parameters_pb2.Member(clock=18, waits_for="version 18"), parameters_pb2.Member(worker=1)],
+            ),
+            pb.ShardSight(address="b:2", error="refused"),
+        ],
+        meeting=pb.MeetingSight(generation=3, present=[0], missing=[1]),
+        before=["jobs/y"],
+    )
+    status, out, err = await run("jobs", "why", "x", **variables)
+    assert (status, err) == (0, "")
+    assert scripted.requests[-1].name == "jobs/x"
+    lines = out.splitlines()
+    assert lines[0] == "jobs/x waits for worker 1,\\x1b[2J last heard of 42 s ago"
+    assert " ".join(lines[2].split()) == "worker attempt is does step s at it s silent in flight process waits for"
+    assert lines[4].split() == ["1", "0", "silent", "17", "42.2"]
+    assert lines[7].split() == ["0", "a:1", "ready", "17", "0"]
+    assert lines[8].split() == ["1", "b:2", "no", "answer", "refused"]
+    assert lines[11].split() == ["0", "0", "18", "version", "18"]
+    assert lines[-3:] == ["meeting 3: there 0; missing 1", "", "before it: jobs/y"]
+    status, out, _ = await run("jobs", "why", "x", "--json", **variables)
+    found = json.loads(out)
+    assert (status, found["stuck"], found["workers"][1]["silence_seconds"]) == (0, True, 42.25)
+    assert "silence_seconds" not in found["workers"][0], "not known"
 
 
 async def test_what_the_service_refuses_is_one_line(training: Any) -> None:

@@ -11,6 +11,7 @@ from tests.support.clock import ManualClock
 from tidemill.parameters.catalogue import check
 from tidemill.parameters.consistency.base import Consistency, Wish
 from tidemill.parameters.definition import Definition, Tensor, Way
+from tidemill.parameters.durability.none import Nothing
 from tidemill.parameters.group import Group
 from tidemill.parameters.groups import way_of
 from tidemill.parameters.rounds import Header
@@ -43,6 +44,7 @@ class World:
         self.group = Group(
             definition,
             made,
+            Nothing(definition, None),
             clock=ManualClock(),
             waiting=Slots(8, "pulls", "FULL"),
             tracer=trace.NoOpTracer(),

@@ -16,6 +16,7 @@ from tidemill.parameters.catalogue import Choice
 from tidemill.parameters.consistency.base import Wish
 from tidemill.parameters.consistency.bsp import Bsp
 from tidemill.parameters.definition import Definition, Tensor
+from tidemill.parameters.durability.none import Nothing
 from tidemill.parameters.group import Group
 from tidemill.parameters.optimizers.base import Optimizer
 from tidemill.parameters.part import Part
@@ -67,6 +68,7 @@ def group(workers: int, before: Callable[[], None] = lambda: None) -> Group:
     made = Group(
         definition,
         Bsp(definition, Part(definition.blocks), rule(before)),
+        Nothing(definition, None),
         clock=ManualClock(),
         waiting=Slots(8, "pulls", "FULL"),
         tracer=trace.NoOpTracer(),
@@ -154,8 +156,8 @@ def test_the_state_is_read_between_rounds_only() -> None:
     slow = group(1, slowly)
 
     def version() -> int:
-        with slow.state() as (found, _):
-            return found
+        with slow.state() as found:
+            return found.position.version
 
     assert version() == 0
     with ThreadPoolExecutor(2) as pool:

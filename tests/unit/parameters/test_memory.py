@@ -162,11 +162,11 @@ def test_a_copy_of_the_state_outlives_its_group() -> None:
     group.load([(0, DATA)])
     assert group._way is not None
     watched = weakref.ref(group._way.rule)
-    with group.state() as (version, state):
+    with group.state() as saved:
         group.delete()
         assert watched() is None
-        assert version == 0
-        assert state["exp_avg"][0] is not None
+        assert saved.position.version == 0
+        assert saved.state["exp_avg"][0] is not None
 
 
 @pytest.mark.parametrize(("optimizer", "states"), [("sgd", 0), ("momentum", 1), ("adam", 2)])

@@ -9,10 +9,11 @@ import pytest
 
 from tidemill import errors
 from tidemill.training.checks import complete
-from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
 
 GOOD = JobSpec(model=Component(name="mlp"), dataset=Dataset(builtin="iris"))
 ARTIFACT = Dataset(artifact="a" * 64)
+REDUCED = {"strategy": "all_reduce"}
 
 
 def test_what_is_left_out_gets_its_default() -> None:
@@ -24,6 +25,10 @@ def test_what_is_left_out_gets_its_default() -> None:
     assert done.strategy == "parameter_server"
     assert done.max_restarts == 3
     assert complete(replace(GOOD, max_restarts=0)).max_restarts == 0
+    assert done.consistency == Consistency(mode="bsp")
+    assert done.schedule == Component(name="constant", parameters={"warmup_steps": 0})
+    assert done.codec == Component(name="fp32")
+    assert done.durability == Durability(mode="none")
     assert complete(done) == done, "what is complete stays as it is"
     assert complete(replace(GOOD, dataset=ARTIFACT)).dataset.label_column == "label"
 
@@ -70,6 +75,34 @@ def test_what_is_left_out_gets_its_default() -> None:
         ({"max_restarts": 101}, "spec.max_restarts"),
         ({"max_restarts": -1}, "spec.max_restarts"),
         ({"code_revision": "x" * 129}, "spec.code_revision"),
+        ({"consistency": Consistency(mode="BSP")}, "spec.consistency.mode"),
+        ({"consistency": Consistency(staleness=1)}, "spec.consistency.staleness"),
+        ({"consistency": Consistency(mode="asp", staleness=1)}, "spec.consistency.staleness"),
+        ({"consistency": Consistency(mode="ssp", staleness=-1)}, "spec.consistency.staleness"),
+        ({"consistency": Consistency(mode="ssp", staleness=(1 << 20) + 1)}, "spec.consistency.staleness"),
+        ({"consistency": Consistency(mode="ssp", staleness=1, arrival_order=True)}, "spec.consistency.arrival_order"),
+        ({"consistency": Consistency(mode="asp", arrival_order=True)}, "spec.consistency.arrival_order"),
+        ({"schedule": Component(name="base")}, "spec.schedule.name"),
+        ({"schedule": Component(name="cosine", parameters={"steps": 0})}, "spec.schedule.parameters.steps"),
+        ({"schedule": Component(parameters={"gamma": 1})}, "spec.schedule.parameters.gamma"),
+        ({"clip_norm": -1.0}, "spec.clip_norm"),
+        ({"clip_norm": float("inf")}, "spec.clip_norm"),
+        ({"clip_norm": 1.0, "shards": 2}, "spec.clip_norm"),
+        ({"l1": float("nan")}, "spec.l1"),
+        ({"l1": 1e7}, "spec.l1"),
+        ({"codec": Component(name="gzip")}, "spec.codec.name"),
+        ({"codec": Component(name="topk", parameters={"fraction": 2})}, "spec.codec.parameters.fraction"),
+        ({"codec": Component(name="int8", parameters={"bits": 8})}, "spec.codec.parameters.bits"),
+        ({"codec": Component(name="auto", parameters={"fraction": 1})}, "spec.codec.parameters.fraction"),
+        ({"durability": Durability(mode="always")}, "spec.durability.mode"),
+        ({"durability": Durability(fsync=True)}, "spec.durability.fsync"),
+        ({"durability": Durability(interval_steps=5)}, "spec.durability.interval_steps"),
+        ({**REDUCED, "consistency": Consistency(mode="asp")}, "spec.consistency.mode"),
+        ({**REDUCED, "consistency": Consistency(arrival_order=True)}, "spec.consistency.arrival_order"),
+        ({**REDUCED, "codec": Component(name="bf16")}, "spec.codec.name"),
+        ({**REDUCED, "codec": Component(name="auto")}, "spec.codec.name"),
+        ({**REDUCED, "durability": Durability(mode="wal")}, "spec.durability.mode"),
+        ({**REDUCED, "schedule": Component(name="sine")}, "spec.schedule.name"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], named: str) -> None:
@@ -77,6 +110,18 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], named: str) -> None:
         complete(replace(GOOD, **fields))
     assert list(wrong.value.violations) == [named], wrong.value.message
     assert wrong.value.message.startswith(f"{named}: ")
+
+
+def test_what_belongs_together_is_taken() -> None:
+    for way in (Consistency(mode="ssp", staleness=3), Consistency(mode="asp"), Consistency(arrival_order=True)):
+        assert complete(replace(GOOD, consistency=way)).consistency == replace(way, mode=way.mode or "bsp")
+    for codec in ("fp32", "fp16", "bf16", "int8", "topk", "auto"):
+        assert complete(replace(GOOD, codec=Component(name=codec))).codec.name == codec
+    assert complete(replace(GOOD, codec=Component(name="topk"))).codec.parameters == {"fraction": 0.01}
+    cosine = Component(name="cosine", parameters={"steps": 7})
+    reduced = complete(replace(GOOD, strategy="all_reduce", schedule=cosine, clip_norm=1.0, l1=0.5, shards=3))
+    assert reduced.schedule.parameters == {"steps": 7, "minimum": 0.0, "warmup_steps": 0}
+    assert (reduced.clip_norm, reduced.l1, reduced.shards) == (1.0, 0.5, 0)
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:

@@ -13,8 +13,8 @@ from tidemill import errors, records
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Metrics, Result
-from tidemill.training.jobs import Job, Progress, State, Worker
-from tidemill.training.spec import Component, Dataset, EarlyStopping, JobSpec, Split
+from tidemill.training.jobs import Change, Job, Progress, State, Worker
+from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
 from tidemill.training.worker.task import Task
 
 SPEC = JobSpec(
@@ -33,6 +33,13 @@ SPEC = JobSpec(
     alias="champion",
     max_restarts=0,
     code_revision="r",
+    checkpoint_steps=8,
+    consistency=Consistency(mode="ssp", staleness=9, arrival_order=True),
+    schedule=Component(name="cosine", parameters={"steps": 10}),
+    clip_norm=0.25,
+    l1=0.0625,
+    codec=Component(name="topk", parameters={"fraction": 0.5}),
+    durability=Durability(mode="wal", fsync=True, interval_steps=11),
 )
 EPOCH = Epoch(
     epoch=1,
@@ -42,6 +49,7 @@ EPOCH = Epoch(
     seconds=9.5,
     checkpoint="c" * 64,
     best=True,
+    reported=1234.5,
 )
 RESULT = Result(
     artifact="a" * 64, model_version="models/m/versions/1", best_epoch=1, test=EPOCH.validation, parity=0.5,
@@ -52,6 +60,7 @@ JOB = Job(
     progress=Progress(epoch=1, epochs=2, step=3, steps_per_epoch=4, samples=5, loss=0.5, samples_per_second=7.5),
     epochs=(EPOCH,), result=RESULT, workers=(Worker(rank=1, attempt=2, pid=3, step=4, heartbeat=5.25, phase="p"),),
     restarts=6, traceparent="t", created=1.5, started=2.5, ended=3.5, owner="o", shards=("s:1",), committed=True,
+    finished=1, changes=(Change(number=3, state=State.FAILED, time=3.5, epochs=1),),
     nonce="n", request="r", fingerprint="f", revision=9, traceback="b", checkpoint="c" * 64, checkpoint_step=7,
 )  # fmt: skip
 
@@ -68,6 +77,12 @@ def test_specs_epochs_results_and_orders_survive_the_way_there_and_back() -> Non
         artifacts="c:3", epochs=(EPOCH,),
     )  # fmt: skip
     assert convert.from_task(convert.to_task(task)) == task
+
+
+def test_a_message_shows_the_whole_spec() -> None:
+    given = convert.to_spec(replace(SPEC, max_restarts=1))
+    message = json_format.MessageToDict(given, preserving_proto_field_name=True)
+    assert message.keys() == {field.name for field in pb.JobSpec.DESCRIPTOR.fields}, "no field is left out"
 
 
 def test_a_message_shows_the_whole_job() -> None:

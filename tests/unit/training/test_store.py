@@ -11,10 +11,10 @@ from tests.support.etcd import EtcdServer
 from tests.support.faulty_kv import Fault, FaultyKv
 from tests.support.kv import etcd_kv, fresh_prefix
 from tidemill import errors
-from tidemill.kv.base import Kv
+from tidemill.kv.base import Entry, Kv
 from tidemill.kv.open import open_kv
 from tidemill.training.epochs import Epoch, Metrics, Result
-from tidemill.training.jobs import Job, State, Worker, cancel
+from tidemill.training.jobs import Job, State, Worker, cancel, move
 from tidemill.training.spec import Component, JobSpec
 from tidemill.training.store import Duty, JobStore, Listed
 
@@ -140,6 +140,28 @@ async def test_many_epochs_fit(store: JobStore) -> None:
     for number in range(1, 30):
         made = await store.save(replace(made, epochs=(*made.epochs, Epoch(epoch=number, seconds=number / 7))))
     assert [epoch.epoch for epoch in (await store.get("a")).epochs] == list(range(1, 30))
+
+
+async def test_a_job_is_read_with_the_epochs_that_it_had_when_it_was_stored(kv: Kv) -> None:
+    class Later(FaultyKv):
+        """Somebody stores another epoch and the next state between the reads of a job and of its epochs."""
+
+        async def get(self, key: str) -> Entry | None:
+            found = await super().get(key)
+            if story:
+                await (await opened(kv)).save(story.pop())
+            return found
+
+    story: list[Job] = []
+    first = await opened(kv)
+    running = move(move(await first.create(job("a")), State.STARTING, 1.0), State.RUNNING, 2.0)
+    running = await first.save(replace(running, epochs=(Epoch(epoch=1),)))
+    second = await opened(Later(kv, lambda: Fault.NONE))
+    story.append(move(replace(running, epochs=(*running.epochs, Epoch(epoch=2))), State.FINISHING, 3.0))
+    found = await second.get("a")
+    assert (found.state, len(found.epochs)) == (State.RUNNING, 1)
+    assert (await second.get("a")).state is State.FINISHING
+    assert len((await second.get("a")).epochs) == 2
 
 
 async def test_changes_are_heard_of(store: JobStore) -> None:

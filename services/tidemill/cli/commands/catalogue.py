@@ -12,7 +12,7 @@ from tidemill.clients.training import TrainingClient
 
 
 class Catalogue(Command):
-    """Lists models, data sets, optimizers and strategies, with their hyperparameters."""
+    """Lists models, data sets, optimizers, strategies, schedules and codecs, with their parameters."""
 
     help = "list models, data sets and optimizers, with their parameters"
     examples = ("tidemill catalogue",)
@@ -38,6 +38,8 @@ async def _run(options: argparse.Namespace) -> int:
         ("data set", found.datasets),
         ("optimizer", found.optimizers),
         ("strategy", found.strategies),
+        ("schedule", found.schedules),
+        ("codec", found.codecs),
     ):
         print()
         _show(kind, entries)

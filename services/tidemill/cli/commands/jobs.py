@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.cli import connection, curve
 from tidemill.cli.commands.base import Command
+from tidemill.cli.explanation import show_explanation
 from tidemill.cli.output import print_json, to_json
 from tidemill.cli.parser import subcommands
 from tidemill.cli.progress import state_name
@@ -18,10 +19,15 @@ STATES = [state_name(pb.Job(state=value)) for value in pb.Job.State.values() if 
 
 
 class Jobs(Command):
-    """Lists, shows, cancels, deletes and plots jobs."""
+    """Lists, shows, cancels, pauses, deletes and plots jobs."""
 
-    help = "list, show, cancel, delete or plot training jobs"
-    examples = ("tidemill jobs", "tidemill jobs show JOB", "tidemill jobs plot JOB --output curve.svg")
+    help = "list, show, explain, cancel, pause, resume, delete or plot training jobs"
+    examples = (
+        "tidemill jobs",
+        "tidemill jobs show JOB",
+        "tidemill jobs why JOB",
+        "tidemill jobs plot JOB --output curve.svg",
+    )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare its flags."""
@@ -33,7 +39,10 @@ class Jobs(Command):
         connection.add_arguments(listed, inner=True)
         for name, help in (
             ("show", "show a job and its epochs"),
+            ("why", "say what a job waits for, and who holds up the others"),
             ("cancel", "stop a job; what it has learned is lost"),
+            ("pause", "let a job rest; it holds no process and no shard, and can go on"),
+            ("resume", "let a paused job go on where it was"),
             ("delete", "delete a job that has ended, with its log; what it registered stays"),
             ("plot", "draw the learning curve of a job"),
         ):
@@ -42,6 +51,10 @@ class Jobs(Command):
             if name == "plot":
                 action.add_argument(
                     "--output", type=picture, metavar="FILE", default="curve.png", help="PNG, SVG or PDF (%(default)s)"
+                )
+            if name == "resume":
+                action.add_argument(
+                    "--shards", type=int, metavar="K", default=0, help="parameter shards to go on with (as before)"
                 )
             connection.add_arguments(action, inner=True)
 
@@ -87,6 +100,30 @@ async def _cancel(client: TrainingClient, options: argparse.Namespace) -> None:
         print(f"{job.name} {'had ended before' if job.state in ENDED else 'was asked to stop'}: {state_name(job)}")
 
 
+async def _pause(client: TrainingClient, options: argparse.Namespace) -> None:
+    job = await client.pause_job(options.job)
+    if options.json:
+        print_json(to_json(job))
+    else:
+        print(f"{job.name} {'is paused' if job.state == pb.Job.STATE_PAUSED else 'was asked to pause'}")
+
+
+async def _resume(client: TrainingClient, options: argparse.Namespace) -> None:
+    job = await client.resume_job(options.job, shards=options.shards)
+    if options.json:
+        print_json(to_json(job))
+    else:
+        print(f"{job.name} goes on: {state_name(job)}")
+
+
+async def _why(client: TrainingClient, options: argparse.Namespace) -> None:
+    found = await client.explain_job(options.job)
+    if options.json:
+        print_json(to_json(found))
+    else:
+        show_explanation(found)
+
+
 async def _delete(client: TrainingClient, options: argparse.Namespace) -> None:
     await client.delete_job(options.job)
     if options.json:
@@ -105,4 +142,13 @@ async def _plot(client: TrainingClient, options: argparse.Namespace) -> None:
 
 
 Action = Callable[[TrainingClient, argparse.Namespace], Awaitable[None]]
-_ACTIONS: dict[str, Action] = {"list": _list, "show": _show, "cancel": _cancel, "delete": _delete, "plot": _plot}
+_ACTIONS: dict[str, Action] = {
+    "list": _list,
+    "show": _show,
+    "why": _why,
+    "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "delete": _delete,
+    "plot": _plot,
+}

@@ -9,6 +9,8 @@ RPCS = (
     Rpc(verb="GET", path="/jobs", call="TrainingService.ListJobs", tag="Jobs"),
     Rpc(verb="GET", path="/jobs/{job}", call="TrainingService.GetJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="POST", path="/jobs/{job}:cancel", call="TrainingService.CancelJob", bind={"name": _JOB}, tag="Jobs"),
+    Rpc(verb="POST", path="/jobs/{job}:pause", call="TrainingService.PauseJob", bind={"name": _JOB}, tag="Jobs"),
+    Rpc(verb="POST", path="/jobs/{job}:resume", call="TrainingService.ResumeJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="DELETE", path="/jobs/{job}", call="TrainingService.DeleteJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(
         verb="GET",
@@ -16,6 +18,22 @@ RPCS = (
         call="TrainingService.WatchJob",
         bind={"name": _JOB},
         event="job",
+        tag="Jobs",
+    ),
+    Rpc(
+        verb="GET",
+        path="/jobs/{job}/history",
+        call="TrainingService.StreamEvents",
+        bind={"name": _JOB},
+        event="event",
+        resume=("number", "from_number"),
+        tag="Jobs",
+    ),
+    Rpc(
+        verb="GET",
+        path="/jobs/{job}/explanation",
+        call="TrainingService.ExplainJob",
+        bind={"name": _JOB},
         tag="Jobs",
     ),
     Rpc(

@@ -1,8 +1,8 @@
 """What a way of consistency is: it takes whole pushes, applies them, and says who may read what."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Header
-from tidemill.parameters.rule import Rule, run
+from tidemill.parameters.rounds import Entry, Header
+from tidemill.parameters.rule import Guard, Rule, run
+from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
@@ -20,8 +21,21 @@ LATEST = -1
 """Asks for whatever is there, once there is something."""
 
 
+Record = Callable[[Array], None]
+Fill = Callable[[int, Array], None]
+
+
 def nothing() -> None:
     """Nothing is to be done."""
+
+
+def nothing_of(_: Array) -> None:
+    """Nothing is to be kept of it."""
+
+
+def unguarded(_: int) -> AbstractContextManager[object]:
+    """Nobody else looks at the values that change."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,32 +95,95 @@ class Consistency(ABC):
         self.part = part
         self.rule = rule
 
-    def step(self, values: Array, prepare: Callable[[int, Array], AbstractContextManager[object]]) -> None:
+    def step(self, values: Array, fill: Fill, record: Record = nothing_of, guard: Guard = unguarded) -> None:
         """Make one step, block by block: each comes into the cache once, unless the whole gradient counts first.
 
         Args:
             values: all elements of the part, changed in place.
-            prepare: given the position of a block and memory for its gradient, puts it there; what it returns is held
-                while the block changes.
+            fill: given the position of a block and memory for its gradient, puts it there.
+            record: given the gradient of each block, in order.
+            guard: held while the block at a position changes.
         """
         blocks, rule = self.part.blocks, self.rule
         whole = np.empty(self.part.elements if rule.exchanges else min(BLOCK, self.part.elements), FLOAT)
         if rule.exchanges:
             gradients = self.part.views(whole)
             for at, gradient in enumerate(gradients):
-                with prepare(at, gradient):
-                    pass
-            run(rule.step(self.part.views(values), gradients), self._totals)
+                fill(at, gradient)
+                record(gradient)
+            run(rule.step(self.part.views(values), gradients, guard), self._totals)
             return
         gradients = [whole[: block.elements] for block in blocks]
-        run(rule.step(self.part.views(values), gradients, lambda at: prepare(at, gradients[at])), self._totals)
+
+        @contextmanager
+        def filled(at: int) -> Iterator[None]:
+            fill(at, gradients[at])
+            record(gradients[at])
+            with guard(at):
+                yield
+
+        run(rule.step(self.part.views(values), gradients, filled), self._totals)
 
     def _totals(self, partials: Partials) -> Array:
         return combine([partials], len(self.definition.tensors))
 
+    def restore(self, saved: Saved) -> None:
+        """Begin with what was saved, of a group like this one.
+
+        Raises:
+            Invalid: STATE_MISMATCH, it is not the state of this optimizer; nothing has changed.
+        """
+        if saved.position.steps or saved.state:
+            self.rule.restore(saved.state, saved.position.steps)
+        self.begin(saved.values, saved.position)
+
     @abstractmethod
-    def load(self, values: Array) -> None:
-        """Begin with these values, all elements of the part."""
+    def begin(self, values: Array, position: Position) -> None:
+        """Begin with these values, all elements of the part, and from there."""
+
+    def saved(self, attempts: Sequence[int], samples: int, *, parameters: bool = True) -> Saved:
+        """All there is to know after the last step, copied; not while one is made.
+
+        Args:
+            attempts: the latest one of each worker.
+            samples: whose gradients were applied.
+            parameters: whether their values are wanted, too.
+        """
+        clocks = self.applied()
+        position = Position(
+            version=clocks[0] if self.definition.consistency.rounds else sum(clocks),
+            steps=self.rule.steps,
+            clocks=clocks,
+            samples=samples,
+            attempts=tuple(attempts),
+        )
+        values = self.values()[: None if parameters else 0].copy()
+        return Saved(position=position, values=values, state=self.rule.state())
+
+    @abstractmethod
+    def values(self) -> Array:
+        """All elements after the last step."""
+
+    @abstractmethod
+    def applied(self) -> tuple[int, ...]:
+        """For each worker the step after the last one of its that was applied, whether that is to be seen or not."""
+
+    @abstractmethod
+    def entries(self, header: Header) -> tuple[Entry, ...]:
+        """What the step is made of that `apply` will make for this push; empty = it will make none."""
+
+    def replay(self, entries: Sequence[Entry], gradient: Array | None) -> None:
+        """Make a step again that was made of these, with this mean gradient; None = there were no samples."""
+
+        def fill(at: int, out: Array) -> None:
+            assert gradient is not None
+            np.copyto(out, self.part.view(gradient, self.part.blocks[at].index))
+
+        self.again(entries, None if gradient is None else fill)
+
+    @abstractmethod
+    def again(self, entries: Sequence[Entry], fill: Fill | None) -> None:
+        """Make such a step, whose gradients `fill` gives as for `step`, and let it be seen."""
 
     @property
     @abstractmethod
@@ -134,8 +211,13 @@ class Consistency(ABC):
         """Take a push that `joins`; whether something is to be applied now, by who has pushed this."""
 
     @abstractmethod
-    def apply(self, header: Header) -> "Applied":
-        """Apply what is due since `accept` of this push said so. Leaves nothing half done but when it raises."""
+    def apply(self, header: Header, record: Record = nothing_of) -> "Applied":
+        """Apply what is due since `accept` of this push said so. Leaves nothing half done but when it raises.
+
+        Args:
+            header: of the push.
+            record: given the gradient of each block that the step is made with, in order.
+        """
 
     @abstractmethod
     def done(self, header: Header) -> None:

@@ -1,15 +1,25 @@
 """Bulk-synchronous: rounds of gradients of all workers, and the versions that they make."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 
-from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
+from tidemill.parameters.consistency.base import (
+    LATEST,
+    Applied,
+    Consistency,
+    Fill,
+    Reading,
+    Record,
+    Wish,
+    ahead,
+    nothing_of,
+)
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Contribution, Header, Mean
+from tidemill.parameters.rounds import Contribution, Entry, Header, Mean
 from tidemill.parameters.rule import Rule
+from tidemill.parameters.saved import Position
 from tidemill.parameters.snapshots import Snapshots
 from tidemill.tensors.blocks import BLOCK, Array
 
@@ -29,9 +39,34 @@ class Bsp(Consistency):
         self._closing = False
         self._sums = Sums(part) if definition.consistency.arrival_order else None
 
-    def load(self, values: Array) -> None:
-        """Begin with these values, which are version 0."""
-        self._snapshots = Snapshots(values)
+    def begin(self, values: Array, position: Position) -> None:
+        """Begin with these values, which are the version of the position."""
+        self._snapshots = Snapshots(values, position.version)
+
+    def values(self) -> Array:
+        """Those of the latest version."""
+        assert self._snapshots is not None
+        return self._snapshots.latest.values
+
+    def applied(self) -> tuple[int, ...]:
+        """The version, for every worker."""
+        return (self.version,) * self.definition.workers
+
+    def entries(self, header: Header) -> tuple[Entry, ...]:
+        """All of the round, when that is complete."""
+        if len(self._arrived) < self.definition.workers:
+            return ()
+        return tuple(Entry(rank, one.attempt, one.samples) for rank, one in sorted(self._arrived.items()))
+
+    def again(self, entries: Sequence[Entry], fill: Fill | None) -> None:
+        """Close a round again."""
+        assert self._snapshots is not None
+        values: Array | None = None
+        if fill is not None:
+            values = self._snapshots.draft()
+            np.copyto(values, self._snapshots.latest.values)
+            self.step(values, fill)
+        self._snapshots.advance(values)
 
     @property
     def version(self) -> int:
@@ -68,7 +103,7 @@ class Bsp(Consistency):
         self._closing = last or self._sums is not None
         return self._closing
 
-    def apply(self, header: Header) -> Applied:
+    def apply(self, header: Header, record: Record = nothing_of) -> Applied:
         """Add up what has come; after the last push, make the next version of it."""
         assert self._snapshots is not None
         if self._sums is not None:
@@ -80,24 +115,22 @@ class Bsp(Consistency):
         samples = sum(contribution.samples for contribution in self._arrived.values())
         self._next: Array | None = None
         if samples:
-            self._next = self._step(self._snapshots.latest.values, self._snapshots.draft())
+            self._next = self._step(self._snapshots.latest.values, self._snapshots.draft(), record)
         return Applied(version=self.version + 1, samples=samples)
 
-    def _step(self, values: Array, draft: Array) -> Array:
+    def _step(self, values: Array, draft: Array, record: Record) -> Array:
         mean: Mean | Sums
         if self._sums is not None:
             mean = self._sums.take()
         else:
             mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
 
-        @contextmanager
-        def prepare(at: int, gradient: Array) -> Iterator[None]:
+        def fill(at: int, gradient: Array) -> None:
             index = self.part.blocks[at].index
             mean.into(gradient, index)
             np.copyto(self.part.view(draft, index), self.part.view(values, index))
-            yield
 
-        self.step(draft, prepare)
+        self.step(draft, fill, record)
         return draft
 
     def done(self, header: Header) -> None:

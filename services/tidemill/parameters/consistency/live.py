@@ -1,16 +1,27 @@
 """Parameters that change under their readers: every block is whole, and has a version of its own."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 
-from tidemill.parameters.consistency.base import LATEST, Applied, Consistency, Reading, Wish, ahead
+from tidemill.parameters.consistency.base import (
+    LATEST,
+    Applied,
+    Consistency,
+    Fill,
+    Reading,
+    Record,
+    Wish,
+    ahead,
+    nothing_of,
+)
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
-from tidemill.parameters.rounds import Header
+from tidemill.parameters.rounds import Entry, Header
 from tidemill.parameters.rule import Rule
+from tidemill.parameters.saved import Position
 from tidemill.tensors.blocks import Array, Block
 
 
@@ -28,13 +39,40 @@ class Live(Consistency):
         self._values: Array | None = None
         self._steps = 0
         self._clocks = [0] * definition.workers
+        self._applied = [0] * definition.workers
         self._pushes: dict[int, tuple[Header, Array]] = {}
         self._locks = [threading.Lock() for _ in part.blocks]
         self._versions = [0] * len(part.blocks)
 
-    def load(self, values: Array) -> None:
+    def begin(self, values: Array, position: Position) -> None:
         """Begin with these values."""
         self._values = values
+        self._steps = position.version
+        self._clocks = list(position.clocks or self._clocks)
+        self._applied = list(self._clocks)
+        self._versions = [position.steps] * len(self._versions)
+
+    def values(self) -> Array:
+        """All of them, as they are."""
+        assert self._values is not None
+        return self._values
+
+    def applied(self) -> tuple[int, ...]:
+        """For each worker the number of its pushes in the values."""
+        return tuple(self._applied)
+
+    def entries(self, header: Header) -> tuple[Entry, ...]:
+        """The push alone."""
+        return (Entry(header.worker, header.attempt, header.samples),)
+
+    def again(self, entries: Sequence[Entry], fill: Fill | None) -> None:
+        """Apply a push again."""
+        (entry,) = entries
+        if fill is not None:
+            self._change(fill, nothing_of)
+        self._applied[entry.worker] += 1
+        self._clocks[entry.worker] += 1
+        self._steps += 1
 
     @property
     def version(self) -> int:
@@ -61,22 +99,29 @@ class Live(Consistency):
         self._pushes[header.worker] = header, gradients
         return True
 
-    def apply(self, header: Header) -> Applied:
+    def apply(self, header: Header, record: Record = nothing_of) -> Applied:
         """Make a step, one block after the other."""
-        assert self._values is not None
         _, gradients = self._pushes[header.worker]
         if header.samples:
 
-            @contextmanager
-            def prepare(at: int, gradient: Array) -> Iterator[None]:
+            def fill(at: int, gradient: Array) -> None:
                 # A copy: steps overwrite gradients, and in shared memory the worker may be writing them again.
                 np.copyto(gradient, self.part.view(gradients, self.part.blocks[at].index))
-                with self._locks[at]:
-                    yield
-                    self._versions[at] += 1
 
-            self.step(self._values, prepare)
-        return Applied(version=self._steps + 1, samples=header.samples)
+            self._change(fill, record)
+        self._applied[header.worker] += 1
+        return Applied(version=sum(self._applied), samples=header.samples)
+
+    def _change(self, fill: Fill, record: Record) -> None:
+        assert self._values is not None
+
+        @contextmanager
+        def locked(at: int) -> Iterator[None]:
+            with self._locks[at]:
+                yield
+                self._versions[at] += 1
+
+        self.step(self._values, fill, record, locked)
 
     def done(self, header: Header) -> None:
         """Let the worker's clock be seen to go on."""

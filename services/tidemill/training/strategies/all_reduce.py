@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tidemill.training.optimizers import Optimizer
+from tidemill.training.rule import Rule
 from tidemill.training.strategies.base import Flat, Snapshot, Strategy, Sum, Team
 
 FIRST_BUCKET = (1 << 20) // 4
@@ -33,12 +34,14 @@ class AllReduce(Strategy):
 
     def __init__(self, team: Team) -> None:
         super().__init__(team)
-        size = sum(int(np.prod(shape)) for _, shape in team.tensors)
+        sizes = [int(np.prod(shape)) for _, shape in team.tensors]
+        size = sum(sizes)
         self._peers = team.peers()
         self._optimizer = Optimizer(team.optimizer, team.optimizer_options, size)
+        self._rule = Rule(self._optimizer, sizes, team.extras)
         self._flat: Flat = np.zeros(size, np.float32)
         self._mean: Flat = np.zeros(size if team.workers > 1 else 0, np.float32)
-        self._buckets = buckets([int(np.prod(shape)) for _, shape in team.tensors])
+        self._buckets = buckets(sizes)
         self._round: Round | None = None
         self._step = 0
 
@@ -72,7 +75,7 @@ class AllReduce(Strategy):
         if self._round is not None:
             self._round.finish()
             gradient = self._mean
-        self._optimizer.step(self._flat, gradient)
+        self._rule.step(self._flat, gradient, step)
         self._step = step + 1
         return self._flat
 

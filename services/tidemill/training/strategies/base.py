@@ -2,13 +2,41 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from tidemill.clients.groupstate import GroupState
+from tidemill.clients.snapshots import Definition
+
 Flat = np.ndarray[tuple[int], np.dtype[np.float32]]
 """All parameters of a model, or a gradient of all of them, one tensor after the other."""
+
+
+CONSTANT = "constant"
+"""The schedule of a learning rate that does not change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extras:
+    """What a step does beside the optimizer's."""
+
+    schedule: str = CONSTANT
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0 = any."""
+    l1: float = 0.0
+    """Weight of the parameters' magnitudes in the loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Held:
+    """The state of a training that parameter shards hold."""
+
+    state: GroupState
+    definition: Definition
+    """Of the group."""
 
 
 class ParameterServer(Protocol):
@@ -29,10 +57,26 @@ class ParameterServer(Protocol):
         """Hand in this worker's mean gradient over `samples` samples; the same again changes nothing."""
 
     def pull(self, version: int) -> Flat:
-        """The parameters at a version, once it is there; the version before the latest is still there."""
+        """The parameters at a version, once it is there; the version before the latest is still there.
+
+        Where the workers do not make each step together: at this clock of the worker, as they are once its pushes for
+        earlier steps were applied, and nobody is too far behind.
+        """
 
     def versions(self) -> Sequence[int]:
         """The version of each shard; NotFound while the group is not on all of them."""
+
+    def clocks(self) -> Sequence[Sequence[int]]:
+        """For each shard the step that each worker's next push is for; NotFound as `versions`."""
+
+    def snapshot(self) -> Held:
+        """All there is to know of the group; Stale (VERSION_SKEW) when its workers make steps meanwhile."""
+
+    def restore(self, read: Callable[[Definition], GroupState]) -> None:
+        """Let the new group go on from what `read` gives for a group like it; the same again changes nothing."""
+
+    def anew(self) -> None:
+        """What was not sent of gradients before is dropped: it belongs to parameters long gone."""
 
 
 class Lost(Exception):
@@ -89,6 +133,10 @@ class Team:
     """Name and shape of each tensor, in the order of the flat vector."""
     optimizer: str
     optimizer_options: Mapping[str, Any]
+    extras: Extras
+    """What a step does beside the optimizer's."""
+    rounds: bool
+    """Whether the workers make each step together."""
     samples: Callable[[int], Sequence[int]]
     """Samples of each rank in a step."""
     server: Callable[[], ParameterServer]
@@ -97,14 +145,17 @@ class Team:
     """Begins to look for the other workers."""
     pause: Callable[[float], None]
     """Waits so many seconds; raises when the worker is to stop."""
+    checkpoint: Callable[[Definition], GroupState] | None = None
+    """Reads what a new parameter group goes on from; None = it begins from the start."""
 
 
 class Strategy(ABC):
     """One worker's end of the exchange. The first sentence of a subclass's docstring is its description.
 
-    The version of the parameters is the number of steps that were applied to them. Every worker of a job must see the
-    same parameters at the same version, also one that replaces a dead worker. Blocking calls end with an error when the
-    connections of the team are closed.
+    A step is one batch, of which every worker takes its part. In rounds the version of the parameters is the number of
+    steps that were applied to them, and every worker of a job must see the same parameters at the same version, also
+    one that replaces a dead worker. Without rounds each worker counts its steps by itself, and sees what is there.
+    Blocking calls end with an error when the connections of the team are closed.
     """
 
     needs_shards: ClassVar[bool] = True
@@ -128,8 +179,8 @@ class Strategy(ABC):
     def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
         """The parameters after `step`, to which this worker gives its mean gradient over `samples` samples.
 
-        A worker without samples takes part all the same, with a gradient of zeros. Returns when all workers have given
-        theirs; a worker may therefore wait in a step that is never finished, and is stopped then.
+        A worker without samples takes part all the same, with a gradient of zeros. In rounds it returns when all
+        workers have given theirs; a worker may therefore wait in a step that is never finished, and is stopped then.
         """
 
     def begin(self, step: int, gradient: Flat, samples: int) -> Callable[[int, int], None] | None:
@@ -141,6 +192,10 @@ class Strategy(ABC):
         """
         return None
 
-    def snapshot(self) -> Snapshot | None:
-        """What must be kept to go on from here; None when it is not kept by the workers."""
+    def clocks(self) -> Sequence[int] | None:
+        """Steps that each worker has done; None when all have done as many as this one."""
         return None
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot | Held:
+        """All that must be kept to go on from here, between two steps of this worker."""

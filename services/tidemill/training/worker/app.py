@@ -11,6 +11,7 @@ from tidemill import errors
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
 from tidemill.clients.workers import WorkerClient
+from tidemill.compression.choice import EXACT
 from tidemill.config import set_default
 from tidemill.rpc.loop import LoopThread
 from tidemill.telemetry.setup import setup
@@ -108,7 +109,14 @@ class WorkerApp:
     def _group(self, task: Task) -> RemoteGroup:
         tracer = self._telemetry.tracer
         admin = self._made(ParametersAdmin, task.shards, tracer=tracer)
-        client = ParametersClient(task.shards, task.group, tracer=tracer, patience=self._config.patience_seconds)
+        client = ParametersClient(
+            task.shards,
+            task.group,
+            tracer=tracer,
+            patience=self._config.patience_seconds,
+            codec=task.spec.codec.name or EXACT,
+            codec_parameters=task.spec.codec.parameters,
+        )
         self._groups.append(client)
         return RemoteGroup(task, admin, client, self._loop)
 

@@ -18,7 +18,8 @@ EXPORTING = "exporting"
 
 @dataclass(slots=True)
 class Progress:
-    """How far the worker is: written by the thread that trains, read by the one that sends it (`latest`: the reverse).
+    """How far the worker is: written by the thread that trains, read by the one that sends it; for `latest` and
+    `pausing` it is the reverse.
 
     Each field is replaced whole; that a sign of life may hold a step and the loss of the one before does no harm.
     """
@@ -32,6 +33,8 @@ class Progress:
     """Meeting of the job's workers that this one is in; 0 = none."""
     latest: int = 0
     """The latest meeting, as far as is known."""
+    pausing: bool = False
+    """Whether the worker is to end after this step."""
 
 
 class Heart:
@@ -78,6 +81,7 @@ class Heart:
             return
         self._reached = True
         progress.latest = max(progress.latest, answer.generation)
+        progress.pausing = answer.pause
         if answer.stop:
             self._stop.set("the training service asks to stop")
 

@@ -27,9 +27,10 @@ class EpochJudge:
         self.best_epoch = 0
         """The best epoch, when the training is over."""
 
-    def finish(self, epoch: int, *, loss: float | None, seconds: float) -> bool:
+    def finish(self, epoch: int, *, loss: float | None, seconds: float, samples: int) -> bool:
         """Evaluate, keep and report an epoch, unless that was done before; whether it was the last.
 
+        Its samples are those that were used since the epoch before was finished, by all workers, wherever they are.
         Reporting is repeated for an epoch that a worker before has reported: the answer says whether to train on.
 
         Raises:
@@ -37,7 +38,7 @@ class EpochJudge:
         """
         if epoch > len(self._epochs):
             self._session.progress.phase = EVALUATING
-            self._epochs.append(self._measure(epoch, loss, seconds))
+            self._epochs.append(self._measure(epoch, loss, seconds, samples))
         decision = self._session.coordinator.report_epoch(self._epochs[epoch - 1])
         self.best_epoch = decision.best_epoch
         return decision.stop
@@ -50,7 +51,7 @@ class EpochJudge:
         with tempfile.TemporaryDirectory(dir=self._session.folder) as folder:
             return checkpoint.read(self._session.artifacts.fetch(digest, Path(folder)), self._session.network.tensors)
 
-    def _measure(self, number: int, loss: float | None, seconds: float) -> Epoch:
+    def _measure(self, number: int, loss: float | None, seconds: float, samples: int) -> Epoch:
         given = {attributes.EPOCH: number}
         with span(self._session.tracer, attributes.SPAN_EVALUATE, dict(given)):
             validation = evaluate(self._session.network, self._session.prepared.validation, self._session.stop)
@@ -64,7 +65,7 @@ class EpochJudge:
             epoch=number,
             train_loss=loss,
             validation=validation,
-            samples=len(self._session.prepared.train),
+            samples=samples - sum(before.samples for before in self._epochs),
             seconds=seconds,
             checkpoint=self._keep(number) if self._improves(validation.loss) else "",
         )

@@ -1,17 +1,22 @@
 """The services that a worker calls, as its parts see them: synchronous, in plain values."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tidemill.clients.artifacts import ArtifactsClient
+from tidemill.clients.groupstate import GroupState
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.clients.snapshots import Definition
 from tidemill.clients.workers import WorkerClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Result
-from tidemill.training.strategies.base import Flat
+from tidemill.training.strategies.base import CONSTANT, Flat, Held
 from tidemill.training.worker.task import Answer, Decision, Place, Task
+
+LOG = logging.getLogger(__name__)
 
 
 class RemoteCoordinator:
@@ -33,16 +38,16 @@ class RemoteCoordinator:
             phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples, generation=generation
         )
         response = self._loop.run(call)
-        return Answer(stop=response.stop, generation=response.generation)
+        return Answer(stop=response.stop, generation=response.generation, pause=response.pause)
 
     def meet(self, *, lost: int, address: str) -> Place:
         """Ask where to meet the others."""
         response = self._loop.run(self._client.meet(lost=lost, address=address))
         return Place(generation=response.generation, address=response.address, checkpoint=response.checkpoint)
 
-    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         """Hand in from where workers go on after a restart."""
-        self._loop.run(self._client.report_checkpoint(checkpoint, step))
+        self._loop.run(self._client.report_checkpoint(checkpoint, step, paused=paused))
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         """Hand in a finished epoch."""
@@ -92,9 +97,22 @@ class RemoteGroup:
         self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]
     ) -> None:
         """Create the group on all shards."""
+        spec = self._task.spec
+        way = spec.consistency
         self._loop.run(
             self._admin.create_group(
-                self._task.group, tensors, optimizer=optimizer, parameters=options, workers=self._task.spec.workers
+                self._task.group,
+                tensors,
+                optimizer=optimizer,
+                parameters=options,
+                workers=spec.workers,
+                mode=way.mode or "bsp",
+                staleness=way.staleness,
+                arrival_order=way.arrival_order,
+                clip_norm=spec.clip_norm,
+                l1=spec.l1,
+                schedule=spec.schedule.name or CONSTANT,
+                schedule_parameters=spec.schedule.parameters,
             )
         )
 
@@ -104,13 +122,45 @@ class RemoteGroup:
 
     def push(self, gradient: Flat, *, step: int, samples: int) -> None:
         """Hand in this worker's mean gradient."""
-        self._client.push(gradient, worker=self._task.rank, step=step, attempt=self._task.attempt, samples=samples)
+        client, task = self._client, self._task
+        before = client.choice
+        client.push(gradient, worker=task.rank, step=step, attempt=task.attempt, samples=samples)
+        if client.choice is not before and client.choice is not None:
+            LOG.info("rank %d chooses %s: %s", task.rank, client.choice.codec, client.choice.reason)
 
     def pull(self, version: int) -> Flat:
-        """The parameters at a version."""
+        """The parameters at a version, or at a clock of this worker."""
         _, self._flat = self._client.pull(version, self._flat, worker=self._task.rank, attempt=self._task.attempt)
         return self._flat
 
     def versions(self) -> Sequence[int]:
         """The version of each shard."""
         return self._client.versions()
+
+    def clocks(self) -> Sequence[Sequence[int]]:
+        """For each shard the step that each worker's next push is for."""
+        return self._client.all_clocks()
+
+    def snapshot(self) -> Held:
+        """All there is to know of the group."""
+        return Held(state=self._client.snapshot(), definition=self._definition())
+
+    def restore(self, read: Callable[[Definition], GroupState]) -> None:
+        """Let the new group go on from what `read` gives."""
+        self._client.restore(read(self._definition()))
+
+    def _definition(self) -> Definition:
+        parts = self._loop.run(self._admin.get_group(self._task.group))
+        return Definition.of(parts[0])
+
+    def anew(self) -> None:
+        """Drop what the codec has kept of gradients."""
+        if not self._client.keeps_residual:
+            return
+        self._client.residuals.drop()
+        if self._task.attempt:
+            LOG.info(
+                "rank %d joins anew: what its predecessor had not sent yet, by %s, is dropped",
+                self._task.rank,
+                self._client.codec,
+            )

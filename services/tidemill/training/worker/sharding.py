@@ -6,6 +6,7 @@ its steps exactly.
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,15 @@ class Schedule:
         begin = step % self.steps_per_epoch * self.batch_size
         size = min(self.batch_size, self.samples - begin)
         return [(rank + 1) * size // self.workers - rank * size // self.workers for rank in range(self.workers)]
+
+    def used(self, steps: Sequence[int]) -> int:
+        """Samples that all ranks have taken together, when each has done so many steps."""
+        whole, last = self.counts(0), self.counts(self.steps_per_epoch - 1)
+        total = 0
+        for rank, done in enumerate(steps):
+            epochs, rest = divmod(done, self.steps_per_epoch)
+            total += epochs * ((self.steps_per_epoch - 1) * whole[rank] + last[rank]) + rest * whole[rank]
+        return total
 
     def part(self, order: Array, step: int, rank: int) -> Array:
         """The samples of `rank` in `step`, of its epoch's `order`."""

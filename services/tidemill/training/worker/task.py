@@ -27,6 +27,8 @@ class Task:
     """Address of the artifact service."""
     epochs: tuple[Epoch, ...]
     """What was finished by workers before."""
+    checkpoint: str = ""
+    """Digest of what rank 0 puts into a new parameter group; "" = it begins from the start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,8 @@ class Answer:
     """Whether to end at once."""
     generation: int = 0
     """The latest meeting of the job's workers; 0 = none."""
+    pause: bool = False
+    """Whether to end after this step, and to keep what the training is made of if that is for this worker to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +79,14 @@ class Coordinator(Protocol):
             address: where rank 0 awaits the others; "" from all others.
         """
 
-    def report_checkpoint(self, checkpoint: str, step: int) -> None:
-        """Hand in from where workers go on after a restart; the same again changes nothing."""
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+        """Hand in from where workers go on after a restart; the same again changes nothing.
+
+        Args:
+            checkpoint: digest; "" = from the start, at step 0.
+            step: steps that are done in it.
+            paused: whether this worker goes no further.
+        """
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         """Hand in a finished epoch; the same again changes nothing."""

@@ -14,6 +14,7 @@ from tidemill.training.worker.session import Session
 from tidemill.training.worker.sharding import derive
 from tidemill.training.worker.snapshots import Seen, Snapshots
 from tidemill.training.worker.spans import muted, span
+from tidemill.training.worker.stop import Stopped
 
 LOG = logging.getLogger(__name__)
 
@@ -21,27 +22,29 @@ LOG = logging.getLogger(__name__)
 class Judge(Protocol):
     """Rank 0's duties at the end of an epoch."""
 
-    def finish(self, epoch: int, *, loss: float | None, seconds: float) -> bool:
+    def finish(self, epoch: int, *, loss: float | None, seconds: float, samples: int) -> bool:
         """Evaluate, keep and report an epoch; whether it was the last.
 
         Args:
             epoch: its number, from 1.
             loss: mean training loss of what this worker has seen of it; None when it has seen nothing.
             seconds: time since this worker began it.
+            samples: used by all workers so far, over all epochs.
         """
 
 
 class Trainer:
     """Takes part in every step from where the strategy joins until the training is over.
 
-    Only rank 0 knows when that is: it alone has a judge. The others go on into the next epoch, whose first step is
-    never finished when there is none, or wait after the last; they end when they are told to.
+    Only rank 0 knows when that is: it alone has a judge, and its epochs are those of the job. The others go on into the
+    next epoch, and wait after the last; they end when they are told to, wherever they are then. In rounds nobody can
+    finish the first step of an epoch that rank 0 has not begun.
 
     Args:
         session: what there is to train, and with what.
         strategy: this worker's.
         judge: rank 0's.
-        snapshots: keeps the state of the training, if its workers hold it themselves.
+        snapshots: keeps the state of the training.
     """
 
     def __init__(self, session: Session, strategy: Strategy, judge: Judge | None, snapshots: Snapshots) -> None:
@@ -78,7 +81,7 @@ class Trainer:
     def _was_over(self) -> bool:
         """Whether workers before have trained to the end, so that the others may be gone already."""
         done = len(self._task.epochs)
-        if self._judge is None or not done or not self._judge.finish(done, loss=None, seconds=0.0):
+        if self._judge is None or not done or not self._judge.finish(done, loss=None, seconds=0.0, samples=0):
             return False
         self._progress.step = done * self._schedule.steps_per_epoch
         return True
@@ -93,19 +96,26 @@ class Trainer:
         while True:
             self._progress.step = step
             if step and step % steps == 0:
+                self._pause()
                 if self._is_over(step // steps):
                     return
                 self._loss, self._seen = 0.0, 0
-                self._keep()
+                if self._is_due(step):
+                    self._keep()
             step = self._epoch(step)
 
     def _is_over(self, epoch: int) -> bool:
         if self._judge is not None:
             loss = self._loss / self._seen if self._seen else None
-            return self._judge.finish(epoch, loss=loss, seconds=time.monotonic() - self._begun)
+            used = self._schedule.used(self._strategy.clocks() or self._together(epoch))
+            return self._judge.finish(epoch, loss=loss, seconds=time.monotonic() - self._begun, samples=used)
         while epoch == self._task.spec.epochs:
             self._stop.pause(60.0)
         return False
+
+    def _together(self, epoch: int) -> list[int]:
+        """The steps of each worker at the end of an epoch, where all make them together."""
+        return [epoch * self._schedule.steps_per_epoch] * self._task.spec.workers
 
     def _epoch(self, step: int) -> int:
         """Take part in the steps from `step` to the end of its epoch; the first step of the next."""
@@ -124,6 +134,7 @@ class Trainer:
 
     def _step(self, step: int, order: Array) -> None:
         self._stop.check()
+        self._pause()
         part = self._schedule.part(order, step, self._task.rank)
         seed = derive(self._task.spec.seed, "step", self._task.rank, step)
         ready = self._strategy.begin(step, self._network.slope, len(part))
@@ -138,14 +149,24 @@ class Trainer:
         progress.step, progress.samples = step + 1, progress.samples + len(part)
         if len(part):
             progress.loss = loss
-        every = self._task.spec.checkpoint_steps
-        if every and (step + 1) % every == 0 and (step + 1) % self._schedule.steps_per_epoch:
+        if self._is_due(step + 1) and (step + 1) % self._schedule.steps_per_epoch:
             self._keep()
 
-    def _keep(self) -> None:
+    def _is_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be kept when so many steps are done."""
+        spec = self._task.spec
+        if self._strategy.needs_shards:
+            return spec.durability.interval_steps > 0 and step % spec.durability.interval_steps == 0
+        at_end = step % self._schedule.steps_per_epoch == 0
+        return at_end or (spec.checkpoint_steps > 0 and step % spec.checkpoint_steps == 0)
+
+    def _pause(self) -> None:
+        """If that is asked for, keep the state of the training, and end. Raises Stopped."""
+        if self._progress.pausing:
+            self._keep(paused=True)
+            raise Stopped("the job is paused")
+
+    def _keep(self, *, paused: bool = False) -> None:
         """Keep the state of the training, if that is for this worker to do."""
-        if self._judge is None:
-            return
-        snapshot = self._strategy.snapshot()
-        if snapshot is not None:
-            self._snapshots.keep(snapshot, Seen(self._loss, self._seen))
+        if self._judge is not None:
+            self._snapshots.keep(self._strategy.snapshot(), Seen(self._loss, self._seen), paused=paused)

@@ -4,6 +4,7 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from opentelemetry import context, trace
@@ -14,7 +15,7 @@ from tidemill.errors import TidemillError
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import strategies
-from tidemill.training.strategies.base import ParameterServer, Peers, Snapshot, Strategy, Team
+from tidemill.training.strategies.base import CONSTANT, Extras, ParameterServer, Peers, Snapshot, Strategy, Team
 from tidemill.training.worker.delivery import Delivery
 from tidemill.training.worker.failure import describe, is_final
 from tidemill.training.worker.failure import trace as trace_of
@@ -153,9 +154,17 @@ class Work:
                 tensors=session.network.tensors,
                 optimizer=task.spec.optimizer.name,
                 optimizer_options=task.spec.optimizer.parameters,
+                extras=Extras(
+                    schedule=task.spec.schedule.name or CONSTANT,
+                    schedule_options=task.spec.schedule.parameters,
+                    clip_norm=task.spec.clip_norm,
+                    l1=task.spec.l1,
+                ),
+                rounds=task.spec.consistency.rounds,
                 samples=session.schedule.counts,
                 server=lambda: self._with.server(task),
                 peers=lambda: self._with.peers(task, snapshots.read, self._progress),
                 pause=self._stop.pause,
+                checkpoint=partial(snapshots.read_group, task.checkpoint) if task.checkpoint else None,
             )
         )

@@ -171,6 +171,95 @@ class Consistency(_message.Message):
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
 @_typing.final
+class Durability(_message.Message):
+    """What outlives the end of a shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Durability._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Durability._Mode.ValueType  # 0
+        """NONE."""
+        MODE_NONE: Durability._Mode.ValueType  # 1
+        """Nothing: a shard that ends takes its part of the group with it."""
+        MODE_WAL: Durability._Mode.ValueType  # 2
+        """A log on the shard's disk: what was acknowledged is there again when the shard has been restarted. A push is
+        acknowledged when it was applied, in rounds therefore when the round has closed.
+        """
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Ways."""
+
+    MODE_UNSPECIFIED: Durability.Mode.ValueType  # 0
+    """NONE."""
+    MODE_NONE: Durability.Mode.ValueType  # 1
+    """Nothing: a shard that ends takes its part of the group with it."""
+    MODE_WAL: Durability.Mode.ValueType  # 2
+    """A log on the shard's disk: what was acknowledged is there again when the shard has been restarted. A push is
+    acknowledged when it was applied, in rounds therefore when the round has closed.
+    """
+
+    MODE_FIELD_NUMBER: _builtins.int
+    FSYNC_FIELD_NUMBER: _builtins.int
+    mode: Global___Durability.Mode.ValueType
+    """The way. FAILED_PRECONDITION (NO_DATA_DIRECTORY) when the shard cannot keep anything."""
+    fsync: _builtins.bool
+    """WAL: whether an acknowledgement waits until the disk has it, so that it outlives the end of the machine as well."""
+    def __init__(
+        self,
+        *,
+        mode: Global___Durability.Mode.ValueType = ...,
+        fsync: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fsync", b"fsync", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+@_typing.final
+class Position(_message.Message):
+    """How far a group is, between two steps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CLOCKS_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Its version."""
+    steps: _builtins.int
+    """Steps that its optimizer has made: rounds without samples make none."""
+    samples: _builtins.int
+    """Samples whose gradients were applied."""
+    @_builtins.property
+    def clocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """For each worker the step that its next push is for."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        steps: _builtins.int = ...,
+        clocks: _abc.Iterable[_builtins.int] | None = ...,
+        samples: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clocks", b"clocks", "samples", b"samples", "steps", b"steps", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Position: _TypeAlias = Position  # noqa: Y015
+
+@_typing.final
 class Member(_message.Message):
     """A worker as one shard knows it."""
 
@@ -261,6 +350,8 @@ class Group(_message.Message):
     CLIP_NORM_FIELD_NUMBER: _builtins.int
     L1_FIELD_NUMBER: _builtins.int
     SCHEDULE_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -285,6 +376,8 @@ class Group(_message.Message):
     """Weight of the parameters' magnitudes in the loss: after each step they are shrunk towards 0 by this times the learning
     rate; 0 = none.
     """
+    steps: _builtins.int
+    """Steps that the optimizer has made. Output only."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
         """All tensors of the group, in order, FP32; the same on every shard."""
@@ -317,6 +410,10 @@ class Group(_message.Message):
     def schedule(self) -> Global___Schedule:
         """How the learning rate changes; missing = constant."""
 
+    @_builtins.property
+    def durability(self) -> Global___Durability:
+        """What outlives the end of a shard; missing = nothing."""
+
     def __init__(
         self,
         *,
@@ -338,10 +435,12 @@ class Group(_message.Message):
         clip_norm: _builtins.float = ...,
         l1: _builtins.float = ...,
         schedule: Global___Schedule | None = ...,
+        durability: Global___Durability | None = ...,
+        steps: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "steps", b"steps", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,21 +602,33 @@ class LoadRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`; required in the first message."""
+    state: _builtins.str
+    """Name of the optimizer's state that the block is of, as in `PullStateResponse`, when there is a position; empty = the
+    parameters.
+    """
     @_builtins.property
     def block(self) -> Global___BlockData:
         """A block; every block of the shard must come exactly once. The first message may come without one."""
+
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """In the first message: the group goes on from there, on as many shards as it has now. Missing = version 0."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         block: Global___BlockData | None = ...,
+        position: Global___Position | None = ...,
+        state: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "name", b"name", "position", b"position", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -789,16 +900,20 @@ class PullStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
+    parameters: _builtins.bool
+    """Whether the parameters are sent as well, before the state: with the position, all that `Load` needs to go on."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        parameters: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,15 +928,18 @@ class PullStateResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Version it belongs to; the same in the whole stream."""
     state: _builtins.str
-    """Name of the state, for example `exp_avg`."""
+    """Name of the state, for example `exp_avg`; empty = the parameters."""
     @_builtins.property
     def block(self) -> Global___BlockData:
-        """The block; a state that is one number for the whole block has one element. Missing in the one message that comes when
-        there is no state.
-        """
+        """The block; a state that is one number for the whole block has one element. Missing in the first message."""
+
+    @_builtins.property
+    def position(self) -> Global___Position:
+        """How far the group is; in the first message alone."""
 
     def __init__(
         self,
@@ -829,10 +947,11 @@ class PullStateResponse(_message.Message):
         version: _builtins.int = ...,
         state: _builtins.str = ...,
         block: Global___BlockData | None = ...,
+        position: Global___Position | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "position", b"position", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -129,7 +129,9 @@ class ParameterServiceServicer(object):
     def Load(self, request_iterator, context):
         """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
         change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
-        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
+        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push. With a position
+        the group goes on where another one was, with its optimizer's state: INVALID_ARGUMENT (STATE_MISMATCH) when that is not
+        the state of such an optimizer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

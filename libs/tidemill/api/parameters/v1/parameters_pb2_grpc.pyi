@@ -52,7 +52,9 @@ class ParameterServiceStub:
     Load: _grpc.StreamUnaryMultiCallable[_parameters_pb2.LoadRequest, _parameters_pb2.Group]
     """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
     change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
-    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
+    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push. With a position
+    the group goes on where another one was, with its optimizer's state: INVALID_ARGUMENT (STATE_MISMATCH) when that is not
+    the state of such an optimizer.
     """
     Push: _grpc.StreamUnaryMultiCallable[_parameters_pb2.PushRequest, _parameters_pb2.PushResponse]
     """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
@@ -112,7 +114,9 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     Load: _aio.StreamUnaryMultiCallable[_parameters_pb2.LoadRequest, _parameters_pb2.Group]  # type: ignore[assignment]
     """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
     change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
-    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
+    exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push. With a position
+    the group goes on where another one was, with its optimizer's state: INVALID_ARGUMENT (STATE_MISMATCH) when that is not
+    the state of such an optimizer.
     """
     Push: _aio.StreamUnaryMultiCallable[_parameters_pb2.PushRequest, _parameters_pb2.PushResponse]  # type: ignore[assignment]
     """Hands in one worker's gradients for one step, all blocks of this shard, whole or not at all. A block is known by
@@ -199,7 +203,9 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_parameters_pb2.Group, _abc.Awaitable[_parameters_pb2.Group]]:
         """Sets the first values of all blocks on this shard, which makes the group READY at version 0. The same values again
         change nothing; other values are FAILED_PRECONDITION. The stream is taken whole or not at all: every block of the shard
-        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push.
+        exactly once, of its exact size, without NaN or infinity, else INVALID_ARGUMENT with the reasons of Push. With a position
+        the group goes on where another one was, with its optimizer's state: INVALID_ARGUMENT (STATE_MISMATCH) when that is not
+        the state of such an optimizer.
         """
 
     @_abc_1.abstractmethod

@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tidemill.api.parameters.v1 import parameters_pb2 as _parameters_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -142,6 +143,74 @@ class EarlyStopping(_message.Message):
 Global___EarlyStopping: _TypeAlias = EarlyStopping  # noqa: Y015
 
 @_typing.final
+class Consistency(_message.Message):
+    """How far apart the workers of a job may be, and how what they have learned comes together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
+    ARRIVAL_ORDER_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """`bsp`: all make each step together, and the step has the mean over its whole batch. `ssp`: each worker's part of a
+    batch is a step by itself, and no worker is more than `staleness` steps ahead of the slowest one. `asp`: the same, and
+    nobody waits for anybody. Empty = `bsp`. Strategies without a parameter server know `bsp` alone.
+    """
+    staleness: _builtins.int
+    """`ssp`: most steps between the fastest and the slowest worker, 0 to 2^20; 0 is `bsp`. Otherwise 0."""
+    arrival_order: _builtins.bool
+    """`bsp`: whether gradients are added up in order of arrival, which takes less memory of the shards and gives other last
+    bits each time. Otherwise the same seed gives the same result to the last bit.
+    """
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        staleness: _builtins.int = ...,
+        arrival_order: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrival_order", b"arrival_order", "mode", b"mode", "staleness", b"staleness"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class Durability(_message.Message):
+    """What outlives the end of a parameter shard."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    FSYNC_FIELD_NUMBER: _builtins.int
+    INTERVAL_STEPS_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """`none`: nothing, the job fails. `wal`: a log on the shard's disk; a shard that is started again has all that it has
+    acknowledged. `replicated`: a second shard has all that was acknowledged, and takes over. `checkpoint`: all shards go
+    back to the last checkpoint. Empty = `none`.
+    """
+    fsync: _builtins.bool
+    """`wal`: whether an acknowledgement waits until the disk has it, so that it outlives the end of the machine as well."""
+    interval_steps: _builtins.int
+    """`checkpoint`: steps between two checkpoints, 1 to 1000000000; 0 = 100. Otherwise 0."""
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        fsync: _builtins.bool = ...,
+        interval_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fsync", b"fsync", "interval_steps", b"interval_steps", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Durability: _TypeAlias = Durability  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     """What to train."""
 
@@ -163,6 +232,12 @@ class JobSpec(_message.Message):
     MAX_RESTARTS_FIELD_NUMBER: _builtins.int
     CODE_REVISION_FIELD_NUMBER: _builtins.int
     CHECKPOINT_STEPS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    L1_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
+    DURABILITY_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """How workers combine their work; empty = `parameter_server`."""
     workers: _builtins.int
@@ -187,6 +262,12 @@ class JobSpec(_message.Message):
     """Steps between two checkpoints of strategies whose workers hold the state of the training (`all_reduce`), beside the
     one at the end of each epoch, 0 to 1000000000; 0 = only those.
     """
+    clip_norm: _builtins.float
+    """Largest norm of the gradient that a step is made with; what is longer is made so long. 0 = any. With a parameter
+    server on one shard only.
+    """
+    l1: _builtins.float
+    """Weight of the sum of the parameters' magnitudes in the loss, by proximal steps, 0 to 1000000; 0 = none."""
     @_builtins.property
     def model(self) -> Global___Component:
         """Model to train: `mlp`, `cnn`, `text`."""
@@ -207,6 +288,27 @@ class JobSpec(_message.Message):
     def early_stopping(self) -> Global___EarlyStopping:
         """When to stop early."""
 
+    @_builtins.property
+    def consistency(self) -> Global___Consistency:
+        """How far apart workers may be."""
+
+    @_builtins.property
+    def schedule(self) -> Global___Component:
+        """How the learning rate changes with the steps of the optimizer: `constant`, `step`, `exponential`, `cosine`, `linear`;
+        name empty = `constant`. With `bsp` a batch is one step, with `ssp` and `asp` each worker's part of it.
+        """
+
+    @_builtins.property
+    def codec(self) -> Global___Component:
+        """How gradients travel to parameter shards on other hosts: `fp32`, `fp16`, `bf16`, `int8`, `topk`, or `auto`, which
+        measures in the first steps, chooses among `fp32`, `bf16` and `int8`, and says why in the log; name empty = `fp32`.
+        What a worker and a shard on one host share is exact in any case.
+        """
+
+    @_builtins.property
+    def durability(self) -> Global___Durability:
+        """What outlives the end of a parameter shard."""
+
     def __init__(
         self,
         *,
@@ -226,10 +328,16 @@ class JobSpec(_message.Message):
         max_restarts: _builtins.int | None = ...,
         code_revision: _builtins.str = ...,
         checkpoint_steps: _builtins.int = ...,
+        consistency: Global___Consistency | None = ...,
+        schedule: Global___Component | None = ...,
+        clip_norm: _builtins.float = ...,
+        l1: _builtins.float = ...,
+        codec: Global___Component | None = ...,
+        durability: Global___Durability | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "dataset", b"dataset", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "schedule", b"schedule", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "checkpoint_steps", b"checkpoint_steps", "code_revision", b"code_revision", "dataset", b"dataset", "early_stopping", b"early_stopping", "epochs", b"epochs", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "code_revision", b"code_revision", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "epochs", b"epochs", "l1", b"l1", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
@@ -338,6 +446,7 @@ class Epoch(_message.Message):
     SECONDS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     BEST_FIELD_NUMBER: _builtins.int
+    REPORT_TIME_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Number, from 1."""
     train_loss: _builtins.float
@@ -354,6 +463,10 @@ class Epoch(_message.Message):
     def validation(self) -> Global___Metrics:
         """Quality on the validation split."""
 
+    @_builtins.property
+    def report_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was reported. Output only."""
+
     def __init__(
         self,
         *,
@@ -364,10 +477,11 @@ class Epoch(_message.Message):
         seconds: _builtins.float = ...,
         checkpoint: _builtins.str = ...,
         best: _builtins.bool = ...,
+        report_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["validation", b"validation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time", "validation", b"validation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "checkpoint", b"checkpoint", "epoch", b"epoch", "samples", b"samples", "seconds", b"seconds", "train_loss", b"train_loss", "validation", b"validation"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best", b"best", "checkpoint", b"checkpoint", "epoch", b"epoch", "report_time", b"report_time", "samples", b"samples", "seconds", b"seconds", "train_loss", b"train_loss", "validation", b"validation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,6 +588,42 @@ class Worker(_message.Message):
 Global___Worker: _TypeAlias = Worker  # noqa: Y015
 
 @_typing.final
+class StateChange(_message.Message):
+    """A change of a job's state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Its number among the job's changes, from 1."""
+    state: Global___Job.State.ValueType
+    """The state from then on."""
+    epochs: _builtins.int
+    """Epochs that were finished before."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        state: Global___Job.State.ValueType = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        epochs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "number", b"number", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StateChange: _TypeAlias = StateChange  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """A training job."""
 
@@ -503,6 +653,10 @@ class Job(_message.Message):
         """Ended with an error."""
         STATE_CANCELLED: Job._State.ValueType  # 8
         """Ended because it was asked to."""
+        STATE_PAUSING: Job._State.ValueType  # 9
+        """A pause was asked for."""
+        STATE_PAUSED: Job._State.ValueType  # 10
+        """Nothing of it runs, and it goes on when it is asked to."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """What a job is doing."""
@@ -525,6 +679,10 @@ class Job(_message.Message):
     """Ended with an error."""
     STATE_CANCELLED: Job.State.ValueType  # 8
     """Ended because it was asked to."""
+    STATE_PAUSING: Job.State.ValueType  # 9
+    """A pause was asked for."""
+    STATE_PAUSED: Job.State.ValueType  # 10
+    """Nothing of it runs, and it goes on when it is asked to."""
 
     NAME_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
@@ -542,6 +700,7 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     TRACEBACK_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -592,6 +751,10 @@ class Job(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended. Output only."""
 
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateChange]:
+        """The states that it was in, in order, this one last; the last 256. Output only."""
+
     def __init__(
         self,
         *,
@@ -611,10 +774,11 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         waiting: _builtins.str = ...,
         traceback: _builtins.str = ...,
+        changes: _abc.Iterable[Global___StateChange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceback", b"traceback", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceback", b"traceback", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -759,6 +923,54 @@ class CancelJobRequest(_message.Message):
 Global___CancelJobRequest: _TypeAlias = CancelJobRequest  # noqa: Y015
 
 @_typing.final
+class PauseJobRequest(_message.Message):
+    """Asks to pause a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseJobRequest: _TypeAlias = PauseJobRequest  # noqa: Y015
+
+@_typing.final
+class ResumeJobRequest(_message.Message):
+    """Asks to let a paused job go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    shards: _builtins.int
+    """Number of parameter-server shards to go on with, 1 to 64; 0 = as many as before. The result does not depend on it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shards", b"shards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeJobRequest: _TypeAlias = ResumeJobRequest  # noqa: Y015
+
+@_typing.final
 class DeleteJobRequest(_message.Message):
     """Asks for the deletion of a job."""
 
@@ -801,6 +1013,356 @@ class WatchJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchJobRequest: _TypeAlias = WatchJobRequest  # noqa: Y015
+
+@_typing.final
+class StreamEventsRequest(_message.Message):
+    """Asks for what has happened to a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FROM_NUMBER_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    from_number: _builtins.int
+    """First event to send; 0 = from the first one that is remembered."""
+    follow: _builtins.bool
+    """Go on until the job ends."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        from_number: _builtins.int = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "from_number", b"from_number", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamEventsRequest: _TypeAlias = StreamEventsRequest  # noqa: Y015
+
+@_typing.final
+class JobEvent(_message.Message):
+    """Something that has happened to a job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Position among all that has happened to it, from 0, without gaps."""
+    state: Global___Job.State.ValueType
+    """It came into this state."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def epoch(self) -> Global___Epoch:
+        """It has finished this epoch."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___Job.State.ValueType = ...,
+        epoch: Global___Epoch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "state", b"state", "time", b"time", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "state", b"state", "time", b"time", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["state", "epoch"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___JobEvent: _TypeAlias = JobEvent  # noqa: Y015
+
+@_typing.final
+class ExplainJobRequest(_message.Message):
+    """Asks what a job is waiting for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
+
+@_typing.final
+class WorkerSight(_message.Message):
+    """One worker process, seen at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Condition:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WorkerSight._Condition.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CONDITION_UNSPECIFIED: WorkerSight._Condition.ValueType  # 0
+        """Not known here: another training service looks after it."""
+        CONDITION_ABSENT: WorkerSight._Condition.ValueType  # 1
+        """There is no process yet."""
+        CONDITION_STARTING: WorkerSight._Condition.ValueType  # 2
+        """It runs and was not heard of yet."""
+        CONDITION_ALIVE: WorkerSight._Condition.ValueType  # 3
+        """It gives signs of life."""
+        CONDITION_SILENT: WorkerSight._Condition.ValueType  # 4
+        """It runs and gives no more signs of life."""
+        CONDITION_ENDED: WorkerSight._Condition.ValueType  # 5
+        """It has ended."""
+
+    class Condition(_Condition, metaclass=_ConditionEnumTypeWrapper):
+        """How it is."""
+
+    CONDITION_UNSPECIFIED: WorkerSight.Condition.ValueType  # 0
+    """Not known here: another training service looks after it."""
+    CONDITION_ABSENT: WorkerSight.Condition.ValueType  # 1
+    """There is no process yet."""
+    CONDITION_STARTING: WorkerSight.Condition.ValueType  # 2
+    """It runs and was not heard of yet."""
+    CONDITION_ALIVE: WorkerSight.Condition.ValueType  # 3
+    """It gives signs of life."""
+    CONDITION_SILENT: WorkerSight.Condition.ValueType  # 4
+    """It runs and gives no more signs of life."""
+    CONDITION_ENDED: WorkerSight.Condition.ValueType  # 5
+    """It has ended."""
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    PHASE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SILENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank, from 0."""
+    attempt: _builtins.int
+    """Times this rank was replaced."""
+    condition: Global___WorkerSight.Condition.ValueType
+    """How it is."""
+    phase: _builtins.str
+    """What it does, in its own words, as in `Worker.phase`."""
+    step: _builtins.int
+    """Step that it is at."""
+    silence_seconds: _builtins.float
+    """Seconds since its last sign of life, or since its start when there was none; missing = not known here."""
+    step_seconds: _builtins.float
+    """Seconds since it came to this step, or to this phase; missing = not known here."""
+    waits_for: _builtins.str
+    """What it waits for, in words; empty = for nothing, as far as the shards know."""
+    bytes_in_flight: _builtins.int
+    """Bytes of its pushes that have come to shards so far and were not applied yet."""
+    pid: _builtins.int
+    """Process id on its host; 0 = not running."""
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        condition: Global___WorkerSight.Condition.ValueType = ...,
+        phase: _builtins.str = ...,
+        step: _builtins.int = ...,
+        silence_seconds: _builtins.float | None = ...,
+        step_seconds: _builtins.float | None = ...,
+        waits_for: _builtins.str = ...,
+        bytes_in_flight: _builtins.int = ...,
+        pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_silence_seconds", b"_silence_seconds", "_step_seconds", b"_step_seconds", "silence_seconds", b"silence_seconds", "step_seconds", b"step_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_silence_seconds", b"_silence_seconds", "_step_seconds", b"_step_seconds", "attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "condition", b"condition", "phase", b"phase", "pid", b"pid", "rank", b"rank", "silence_seconds", b"silence_seconds", "step", b"step", "step_seconds", b"step_seconds", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__silence_seconds: _TypeAlias = _typing.Literal["silence_seconds"]  # noqa: Y015
+    _WhichOneofArgType__silence_seconds: _TypeAlias = _typing.Literal["_silence_seconds", b"_silence_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__step_seconds: _TypeAlias = _typing.Literal["step_seconds"]  # noqa: Y015
+    _WhichOneofArgType__step_seconds: _TypeAlias = _typing.Literal["_step_seconds", b"_step_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__silence_seconds) -> _WhichOneofReturnType__silence_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_seconds) -> _WhichOneofReturnType__step_seconds | None: ...
+
+Global___WorkerSight: _TypeAlias = WorkerSight  # noqa: Y015
+
+@_typing.final
+class ShardSight(_message.Message):
+    """One parameter shard, seen at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ARRIVED_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """Where it is, `host:port`."""
+    reachable: _builtins.bool
+    """Whether it answers."""
+    error: _builtins.str
+    """Why not."""
+    state: _parameters_pb2.Group.State.ValueType
+    """What its part of the job's group is doing; unspecified = it does not answer, or has no part of it."""
+    version: _builtins.int
+    """Version of the group there: rounds, or steps of all workers, that were applied."""
+    @_builtins.property
+    def arrived(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ranks that have handed in their gradients for the open round, sorted."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[_parameters_pb2.Member]:
+        """The workers as this shard knows them, in order of rank."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        reachable: _builtins.bool = ...,
+        error: _builtins.str = ...,
+        state: _parameters_pb2.Group.State.ValueType = ...,
+        version: _builtins.int = ...,
+        arrived: _abc.Iterable[_builtins.int] | None = ...,
+        members: _abc.Iterable[_parameters_pb2.Member] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arrived", b"arrived", "error", b"error", "members", b"members", "reachable", b"reachable", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShardSight: _TypeAlias = ShardSight  # noqa: Y015
+
+@_typing.final
+class MeetingSight(_message.Message):
+    """The meeting of workers that talk to each other, seen at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    """Its number, from 1: higher whenever a worker was replaced or has lost the others."""
+    open: _builtins.bool
+    """Whether rank 0 has said where it is."""
+    @_builtins.property
+    def present(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ranks that were sent there, or are in it, sorted."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The other ranks, sorted."""
+
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        present: _abc.Iterable[_builtins.int] | None = ...,
+        missing: _abc.Iterable[_builtins.int] | None = ...,
+        open: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "missing", b"missing", "open", b"open", "present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeetingSight: _TypeAlias = MeetingSight  # noqa: Y015
+
+@_typing.final
+class JobExplanation(_message.Message):
+    """What a job is waiting for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    STUCK_FIELD_NUMBER: _builtins.int
+    CULPRITS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    MEETING_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    state: Global___Job.State.ValueType
+    """What the job is doing."""
+    summary: _builtins.str
+    """What it waits for and who holds up the others, in one sentence; or that nothing is stuck."""
+    stuck: _builtins.bool
+    """Whether something is wrong that the job does not get over by working."""
+    @_builtins.property
+    def culprits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ranks of the workers that hold up the others, sorted."""
+
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerSight]:
+        """Its workers, in order of rank."""
+
+    @_builtins.property
+    def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShardSight]:
+        """The shards of its parameter group, in order."""
+
+    @_builtins.property
+    def meeting(self) -> Global___MeetingSight:
+        """Where its workers meet; missing = they need no meeting, or another training service looks after them."""
+
+    @_builtins.property
+    def before(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that come before this one when it waits for its turn, first the ones at work: `jobs/{job}`."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When this was seen."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___Job.State.ValueType = ...,
+        summary: _builtins.str = ...,
+        stuck: _builtins.bool = ...,
+        culprits: _abc.Iterable[_builtins.int] | None = ...,
+        workers: _abc.Iterable[Global___WorkerSight] | None = ...,
+        shards: _abc.Iterable[Global___ShardSight] | None = ...,
+        meeting: Global___MeetingSight | None = ...,
+        before: _abc.Iterable[_builtins.str] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["meeting", b"meeting", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "culprits", b"culprits", "meeting", b"meeting", "name", b"name", "shards", b"shards", "state", b"state", "stuck", b"stuck", "summary", b"summary", "time", b"time", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobExplanation: _TypeAlias = JobExplanation  # noqa: Y015
 
 @_typing.final
 class StreamLogsRequest(_message.Message):
@@ -961,6 +1523,8 @@ class Catalogue(_message.Message):
     DATASETS_FIELD_NUMBER: _builtins.int
     OPTIMIZERS_FIELD_NUMBER: _builtins.int
     STRATEGIES_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    CODECS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogueEntry]:
         """Models."""
@@ -977,6 +1541,14 @@ class Catalogue(_message.Message):
     def strategies(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogueEntry]:
         """Strategies."""
 
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogueEntry]:
+        """Schedules of the learning rate."""
+
+    @_builtins.property
+    def codecs(self) -> _containers.RepeatedCompositeFieldContainer[Global___CatalogueEntry]:
+        """Ways for gradients to travel."""
+
     def __init__(
         self,
         *,
@@ -984,10 +1556,12 @@ class Catalogue(_message.Message):
         datasets: _abc.Iterable[Global___CatalogueEntry] | None = ...,
         optimizers: _abc.Iterable[Global___CatalogueEntry] | None = ...,
         strategies: _abc.Iterable[Global___CatalogueEntry] | None = ...,
+        schedules: _abc.Iterable[Global___CatalogueEntry] | None = ...,
+        codecs: _abc.Iterable[Global___CatalogueEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["datasets", b"datasets", "models", b"models", "optimizers", b"optimizers", "strategies", b"strategies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codecs", b"codecs", "datasets", b"datasets", "models", b"models", "optimizers", b"optimizers", "schedules", b"schedules", "strategies", b"strategies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1030,6 +1604,7 @@ class Task(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job, `jobs/{job}`."""
     rank: _builtins.int
@@ -1042,6 +1617,8 @@ class Task(_message.Message):
     """W3C traceparent of the job."""
     artifacts: _builtins.str
     """Address of the artifact service."""
+    checkpoint: _builtins.str
+    """Digest of the artifact whose state rank 0 puts into a new parameter group; empty = begin from the start."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What to train, every default filled in."""
@@ -1066,10 +1643,11 @@ class Task(_message.Message):
         traceparent: _builtins.str = ...,
         artifacts: _builtins.str = ...,
         epochs: _abc.Iterable[Global___Epoch] | None = ...,
+        checkpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "epochs", b"epochs", "group", b"group", "job", b"job", "rank", b"rank", "shards", b"shards", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "checkpoint", b"checkpoint", "epochs", b"epochs", "group", b"group", "job", b"job", "rank", b"rank", "shards", b"shards", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1129,21 +1707,25 @@ class HeartbeatResponse(_message.Message):
 
     STOP_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     """Stop at once and end: the job is cancelled or failed, another process has this rank now, or the training is over and
     this is not rank 0, which alone exports.
     """
     generation: _builtins.int
     """The latest meeting of the job's workers; who is in an earlier one must leave it and meet again. 0 = there is none."""
+    pause: _builtins.bool
+    """Finish the step, keep what the training is made of (rank 0), report it as `paused`, and end."""
     def __init__(
         self,
         *,
         stop: _builtins.bool = ...,
         generation: _builtins.int = ...,
+        pause: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "pause", b"pause", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1218,22 +1800,26 @@ class ReportCheckpointRequest(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The worker's token."""
     checkpoint: _builtins.str
-    """Digest of the artifact, of kind `checkpoint`."""
+    """Digest of the artifact, of kind `checkpoint`; empty at step 0 = begin from the start."""
     step: _builtins.int
     """Steps that are done in it, over all epochs."""
+    paused: _builtins.bool
+    """Whether the worker goes no further, as it was told to pause."""
     def __init__(
         self,
         *,
         token: _builtins.str = ...,
         checkpoint: _builtins.str = ...,
         step: _builtins.int = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "step", b"step", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "paused", b"paused", "step", b"step", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

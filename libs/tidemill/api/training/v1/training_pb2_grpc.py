@@ -56,6 +56,16 @@ class TrainingServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
                 _registered_method=True)
+        self.PauseJob = channel.unary_unary(
+                '/tidemill.api.training.v1.TrainingService/PauseJob',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.PauseJobRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+                _registered_method=True)
+        self.ResumeJob = channel.unary_unary(
+                '/tidemill.api.training.v1.TrainingService/ResumeJob',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+                _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/tidemill.api.training.v1.TrainingService/DeleteJob',
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
@@ -66,10 +76,20 @@ class TrainingServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.WatchJobRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
                 _registered_method=True)
+        self.StreamEvents = channel.unary_stream(
+                '/tidemill.api.training.v1.TrainingService/StreamEvents',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamEventsRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobEvent.FromString,
+                _registered_method=True)
         self.StreamLogs = channel.unary_stream(
                 '/tidemill.api.training.v1.TrainingService/StreamLogs',
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamLogsRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.LogLine.FromString,
+                _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/tidemill.api.training.v1.TrainingService/ExplainJob',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobExplanation.FromString,
                 _registered_method=True)
         self.ListCatalogue = channel.unary_unary(
                 '/tidemill.api.training.v1.TrainingService/ListCatalogue',
@@ -112,6 +132,25 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseJob(self, request, context):
+        """Asks a job to pause and waits for nothing: its workers end after the step that they are at, all that the training is
+        made of is kept as an artifact, its parameter shards are freed, and then it is PAUSED, for as long as wanted. Pausing
+        a job that is being paused, or is paused, changes nothing. FAILED_PRECONDITION (JOB_NOT_PAUSABLE) once its training
+        is over; should it be over before the pause takes effect, the job goes on to its end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeJob(self, request, context):
+        """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
+        returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
+        (JOB_NOT_PAUSED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteJob(self, request, context):
         """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended.
         """
@@ -121,7 +160,16 @@ class TrainingServiceServicer(object):
 
     def WatchJob(self, request, context):
         """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
-        and ends after the final state.
+        and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamEvents(self, request, context):
+        """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
+        on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
+        forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +177,14 @@ class TrainingServiceServicer(object):
 
     def StreamLogs(self, request, context):
         """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """Says what a job is waiting for: its workers and parameter shards as they are at this moment, and in one sentence who
+        holds up the others. It answers within seconds, whoever does not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +220,16 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.CancelJobRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
             ),
+            'PauseJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseJob,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.PauseJobRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
+            ),
+            'ResumeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeJob,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
+            ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteJob,
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.DeleteJobRequest.FromString,
@@ -174,10 +240,20 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.WatchJobRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
             ),
+            'StreamEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamEvents,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamEventsRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobEvent.SerializeToString,
+            ),
             'StreamLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamLogs,
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamLogsRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.LogLine.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ExplainJobRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobExplanation.SerializeToString,
             ),
             'ListCatalogue': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCatalogue,
@@ -305,6 +381,60 @@ class TrainingService(object):
             _registered_method=True)
 
     @staticmethod
+    def PauseJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.TrainingService/PauseJob',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.PauseJobRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.TrainingService/ResumeJob',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteJob(request,
             target,
             options=(),
@@ -359,6 +489,33 @@ class TrainingService(object):
             _registered_method=True)
 
     @staticmethod
+    def StreamEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tidemill.api.training.v1.TrainingService/StreamEvents',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamEventsRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StreamLogs(request,
             target,
             options=(),
@@ -375,6 +532,33 @@ class TrainingService(object):
             '/tidemill.api.training.v1.TrainingService/StreamLogs',
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.StreamLogsRequest.SerializeToString,
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.LogLine.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.TrainingService/ExplainJob',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ExplainJobRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.JobExplanation.FromString,
             options,
             channel_credentials,
             insecure,
@@ -495,8 +679,8 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ReportCheckpoint(self, request, context):
-        """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
-        The one before is deleted. Repeating it changes nothing.
+        """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
+        sent by rank 0. The one before is deleted. Repeating it changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,14 +46,34 @@ class TrainingServiceStub:
     """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
     the moment on that its version is being registered: it ends by itself then.
     """
+    PauseJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]
+    """Asks a job to pause and waits for nothing: its workers end after the step that they are at, all that the training is
+    made of is kept as an artifact, its parameter shards are freed, and then it is PAUSED, for as long as wanted. Pausing
+    a job that is being paused, or is paused, changes nothing. FAILED_PRECONDITION (JOB_NOT_PAUSABLE) once its training
+    is over; should it be over before the pause takes effect, the job goes on to its end.
+    """
+    ResumeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]
+    """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
+    returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
+    (JOB_NOT_PAUSED).
+    """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.Job]
     """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
-    and ends after the final state.
+    and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
+    """
+    StreamEvents: _grpc.UnaryStreamMultiCallable[_training_pb2.StreamEventsRequest, _training_pb2.JobEvent]
+    """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
+    on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
+    forgotten.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_training_pb2.StreamLogsRequest, _training_pb2.LogLine]
     """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow."""
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ExplainJobRequest, _training_pb2.JobExplanation]
+    """Says what a job is waiting for: its workers and parameter shards as they are at this moment, and in one sentence who
+    holds up the others. It answers within seconds, whoever does not.
+    """
     ListCatalogue: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListCatalogueRequest, _training_pb2.Catalogue]
     """Lists what a job can be made of: models, data sets, optimizers and their hyperparameters."""
 
@@ -74,14 +94,34 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Asks a job to stop and waits for nothing; cancelling one that has ended changes nothing. FAILED_PRECONDITION from
     the moment on that its version is being registered: it ends by itself then.
     """
+    PauseJob: _aio.UnaryUnaryMultiCallable[_training_pb2.PauseJobRequest, _training_pb2.Job]  # type: ignore[assignment]
+    """Asks a job to pause and waits for nothing: its workers end after the step that they are at, all that the training is
+    made of is kept as an artifact, its parameter shards are freed, and then it is PAUSED, for as long as wanted. Pausing
+    a job that is being paused, or is paused, changes nothing. FAILED_PRECONDITION (JOB_NOT_PAUSABLE) once its training
+    is over; should it be over before the pause takes effect, the job goes on to its end.
+    """
+    ResumeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeJobRequest, _training_pb2.Job]  # type: ignore[assignment]
+    """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
+    returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
+    (JOB_NOT_PAUSED).
+    """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
     WatchJob: _aio.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.Job]  # type: ignore[assignment]
     """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
-    and ends after the final state.
+    and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
+    """
+    StreamEvents: _aio.UnaryStreamMultiCallable[_training_pb2.StreamEventsRequest, _training_pb2.JobEvent]  # type: ignore[assignment]
+    """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
+    on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
+    forgotten.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_training_pb2.StreamLogsRequest, _training_pb2.LogLine]  # type: ignore[assignment]
     """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow."""
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ExplainJobRequest, _training_pb2.JobExplanation]  # type: ignore[assignment]
+    """Says what a job is waiting for: its workers and parameter shards as they are at this moment, and in one sentence who
+    holds up the others. It answers within seconds, whoever does not.
+    """
     ListCatalogue: _aio.UnaryUnaryMultiCallable[_training_pb2.ListCatalogueRequest, _training_pb2.Catalogue]  # type: ignore[assignment]
     """Lists what a job can be made of: models, data sets, optimizers and their hyperparameters."""
 
@@ -125,6 +165,29 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def PauseJob(
+        self,
+        request: _training_pb2.PauseJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
+        """Asks a job to pause and waits for nothing: its workers end after the step that they are at, all that the training is
+        made of is kept as an artifact, its parameter shards are freed, and then it is PAUSED, for as long as wanted. Pausing
+        a job that is being paused, or is paused, changes nothing. FAILED_PRECONDITION (JOB_NOT_PAUSABLE) once its training
+        is over; should it be over before the pause takes effect, the job goes on to its end.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeJob(
+        self,
+        request: _training_pb2.ResumeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
+        """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
+        returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
+        (JOB_NOT_PAUSED).
+        """
+
+    @_abc_1.abstractmethod
     def DeleteJob(
         self,
         request: _training_pb2.DeleteJobRequest,
@@ -139,7 +202,18 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.Job], _abc.AsyncIterator[_training_pb2.Job]]:
         """Sends the job now and after every change of state, progress or metrics (changes that come fast are folded together),
-        and ends after the final state.
+        and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamEvents(
+        self,
+        request: _training_pb2.StreamEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.JobEvent], _abc.AsyncIterator[_training_pb2.JobEvent]]:
+        """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
+        on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
+        forgotten.
         """
 
     @_abc_1.abstractmethod
@@ -149,6 +223,16 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.LogLine], _abc.AsyncIterator[_training_pb2.LogLine]]:
         """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow."""
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _training_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.JobExplanation, _abc.Awaitable[_training_pb2.JobExplanation]]:
+        """Says what a job is waiting for: its workers and parameter shards as they are at this moment, and in one sentence who
+        holds up the others. It answers within seconds, whoever does not.
+        """
 
     @_abc_1.abstractmethod
     def ListCatalogue(
@@ -178,8 +262,8 @@ class WorkerServiceStub:
     Meet: _grpc.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]
     """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
     ReportCheckpoint: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]
-    """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
-    The one before is deleted. Repeating it changes nothing.
+    """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
+    sent by rank 0. The one before is deleted. Repeating it changes nothing.
     """
     ReportResult: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportResultRequest, _empty_pb2.Empty]
     """What the job brought forth; sent by rank 0 after export and upload. Repeating it changes nothing."""
@@ -202,8 +286,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Meet: _aio.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]  # type: ignore[assignment]
     """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
     ReportCheckpoint: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
-    The one before is deleted. Repeating it changes nothing.
+    """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
+    sent by rank 0. The one before is deleted. Repeating it changes nothing.
     """
     ReportResult: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportResultRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """What the job brought forth; sent by rank 0 after export and upload. Repeating it changes nothing."""
@@ -253,8 +337,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.ReportCheckpointRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
-        """From where the workers go on after a restart, when they hold the state of the training themselves; sent by rank 0.
-        The one before is deleted. Repeating it changes nothing.
+        """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
+        sent by rank 0. The one before is deleted. Repeating it changes nothing.
         """
 
     @_abc_1.abstractmethod

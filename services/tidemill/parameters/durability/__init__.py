@@ -1,0 +1,1 @@
+"""What of a group outlives the end of its shard; one plug-in a file."""

@@ -1,0 +1,1 @@
+"""What a job waits for, and who holds up the others."""
