@@ -45,7 +45,7 @@ async def test_it_names_who_holds_up_the_others(neighbours: World) -> None:
         await until(explained)
         assert not found.stuck
         assert [shard.reachable for shard in found.shards] == [True]
-        assert [member.worker for member in found.shards[0].members] == [0, 1]
+        assert [member.rank for member in found.shards[0].members] == [0, 1]
         stopped = found.workers[1]
         os.kill(stopped.pid, signal.SIGSTOP)
 

@@ -154,6 +154,10 @@ class ScriptedTraining(pg.TrainingServiceServicer):
         await self._arrive(request, context)
         return self.explanation
 
+    async def StreamEvents(self, request: pb.StreamEventsRequest, context: Any) -> AsyncIterator[pb.JobEvent]:
+        await self._arrive(request, context)
+        yield pb.JobEvent(state=pb.Job.STATE_PENDING)
+
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.LogLine]:
         await self._arrive(request, context)
         async for line in self._drain(self.lines):

@@ -215,7 +215,7 @@ class TrainingClient:
         return found
 
     async def catalogue(self) -> pb.Catalogue:
-        """Models, data sets, optimizers, strategies, schedules and codecs that a job can name, with their parameters."""
+        """Models, data sets, optimizers, strategies, schedules and codecs that a job can name, and their parameters."""
         catalogue: pb.Catalogue = await self._caller.unary(self._stub.ListCatalogue, pb.ListCatalogueRequest())
         return catalogue
 

@@ -1,8 +1,16 @@
 """What a job waits for, shown to people."""
 
-from tidemill.api.parameters.v1 import parameters_pb2
+from collections.abc import Mapping
+
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.cli.output import print_table, printable, size, when
+
+_PARTS: Mapping["pb.ShardSight.Part.ValueType", str] = {
+    pb.ShardSight.PART_UNSPECIFIED: "no answer",
+    pb.ShardSight.PART_MISSING: "without it",
+    pb.ShardSight.PART_EMPTY: "empty",
+    pb.ShardSight.PART_READY: "ready",
+}
 
 
 def show_explanation(found: pb.JobExplanation) -> None:
@@ -53,15 +61,12 @@ def _show_workers(found: pb.JobExplanation) -> None:
 def _show_shards(found: pb.JobExplanation) -> None:
     rows = []
     for number, shard in enumerate(found.shards):
-        state = (
-            parameters_pb2.Group.State.Name(shard.state).removeprefix("STATE_").lower() if shard.state else "no part"
-        )
         rows.append(
             (
                 number,
                 shard.address,
-                state if shard.reachable else "no answer",
-                shard.version if shard.state else "",
+                _PARTS[shard.part],
+                shard.version if shard.part == pb.ShardSight.PART_READY else "",
                 ", ".join(map(str, shard.arrived)),
                 shard.error,
             )
@@ -73,7 +78,7 @@ def _show_members(found: pb.JobExplanation) -> None:
     rows = (
         (
             number,
-            member.worker,
+            member.rank,
             member.clock,
             size(member.bytes_in_flight) if member.bytes_in_flight else "",
             when(member.seen_time),

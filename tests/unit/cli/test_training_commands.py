@@ -12,7 +12,6 @@ import pytest
 from tests.support.cli import COMMAND, addresses, environment, run, terminal
 from tests.support.gateway import ScriptedTraining, serve_training
 from tests.support.wait import until
-from tidemill.api.parameters.v1 import parameters_pb2
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.errors import NotFound
 
@@ -71,6 +70,29 @@ async def test_train_in_a_pipe(training: Any) -> None:
     assert (spec.optimizer.name, spec.optimizer.parameters["learning_rate"]) == ("adam", 0.1)
     assert (spec.dataset.builtin, spec.workers, spec.max_restarts) == ("digits", 2, 3)
     assert (spec.register_as, scripted.requests[0].job_id) == ("models/m", "x")
+
+
+async def test_train_together(training: Any) -> None:
+    scripted, variables = training
+    play(scripted, succeeded())
+    flags = [
+        *("--mode", "ssp", "--staleness", "3", "--schedule", "cosine", "--schedule-parameter", "steps=50"),
+        *("--clip-norm", "1.5", "--l1", "0.25", "--codec", "topk", "--codec-parameter", "fraction=0.5"),
+        *("--durability", "wal", "--fsync", "--strategy", "parameter_server", "--arrival-order"),
+        *("--checkpoint-steps", "7"),
+    ]
+    status, _, err = await run(*TRAIN, *flags, **variables)
+    assert (status, err) == (0, "")
+    spec = scripted.requests[0].spec
+    assert (spec.consistency.mode, spec.consistency.staleness, spec.consistency.arrival_order) == ("ssp", 3, True)
+    assert (spec.schedule.name, spec.schedule.parameters["steps"]) == ("cosine", 50)
+    assert (spec.clip_norm, spec.l1, spec.checkpoint_steps) == (1.5, 0.25, 7)
+    assert (spec.codec.name, spec.codec.parameters["fraction"]) == ("topk", 0.5)
+    assert (spec.durability.mode, spec.durability.fsync, spec.strategy) == ("wal", True, "parameter_server")
+    for wrong in ("nan", "inf", "-1", "x"):
+        status, _, err = await run(*TRAIN, "--clip-norm", wrong, **variables)
+        assert status == 2
+        assert "--clip-norm" in err
 
 
 async def test_train_for_programs(training: Any) -> None:
@@ -168,10 +190,10 @@ async def test_a_job_is_explained(training: Any) -> None:
             pb.ShardSight(
                 address="a:1",
                 reachable=True,
-                state=parameters_pb2.Group.STATE_READY,
+                part=pb.ShardSight.PART_READY,
                 version=17,
                 arrived=[0],
-                members=[parameters_pb2.Member(clock=18, waits_for="version 18"), parameters_pb2.Member(worker=1)],
+                members=[pb.MemberSight(clock=18, waits_for="version 18"), pb.MemberSight(rank=1)],
             ),
             pb.ShardSight(address="b:2", error="refused"),
         ],
@@ -215,6 +237,10 @@ async def test_the_catalogue(training: Any) -> None:
         "no optimizer",
         "",
         "no strategy",
+        "",
+        "no schedule",
+        "",
+        "no codec",
     ]
 
 

@@ -11,6 +11,7 @@ from tidemill import errors
 from tidemill.kv.base import Kv
 from tidemill.kv.sqlite import SqliteKv
 from tidemill.training.changes import Changes
+from tidemill.training.diagnosis.sights import ShardSight
 from tidemill.training.jobs import Job, State, move
 from tidemill.training.ledger import Ledger
 from tidemill.training.peers import Entry
@@ -43,6 +44,9 @@ class FakeShards:
         raise AssertionError("not asked here")
 
     async def check_group(self, group: str, addresses: Sequence[str]) -> None:
+        raise AssertionError("not asked here")
+
+    async def look(self, group: str, address: str) -> ShardSight:
         raise AssertionError("not asked here")
 
     async def delete_group(self, group: str, addresses: Sequence[str]) -> None:

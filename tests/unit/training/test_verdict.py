@@ -105,9 +105,9 @@ def test_a_push_that_has_come_to_one_shard_alone() -> None:
     behind = shard(B, 18, 17, 18, waiting=(0, 2))
     members = tuple(replace(m, in_flight=4096 if m.worker == 1 else 0) for m in behind.members)
     found = (shard(A, 18, 18, 18), replace(behind, members=members))
-    case = Case(job=job(), workers=with_one(at_step=12.0, pace=0.0), shards=found)
+    case = Case(job=job(), workers=with_one(at_step=32.0, pace=0.0), shards=found)
     assert judge(case).text == (
-        f"waits for worker 1, training at step 17 for 12 s, whose push has not all come to shard {B}, 4096 bytes of its"
+        f"waits for worker 1, training at step 17 for 32 s, whose push has not all come to shard {B}, 4096 bytes of its"
         " push under way; workers 0 and 2 are at step 18"
     )
     assert case.workers[1].in_flight == 4096

@@ -78,18 +78,21 @@ def _to_worker(worker: WorkerSight) -> pb.WorkerSight:
 
 
 def _to_shard(shard: ShardSight) -> pb.ShardSight:
-    group = parameters_pb2.Group
-    state = group.STATE_READY if shard.is_ready else group.STATE_EMPTY
+    part = pb.ShardSight.PART_UNSPECIFIED
+    if shard.reachable:
+        part = pb.ShardSight.PART_EMPTY if shard.has_part else pb.ShardSight.PART_MISSING
+    if shard.is_ready:
+        part = pb.ShardSight.PART_READY
     return pb.ShardSight(
         address=shard.address,
         reachable=shard.reachable,
         error=shard.error,
-        state=state if shard.has_part else group.STATE_UNSPECIFIED,
+        part=part,
         version=shard.version,
         arrived=shard.arrived,
         members=[
-            parameters_pb2.Member(
-                worker=member.worker,
+            pb.MemberSight(
+                rank=member.worker,
                 attempt=member.attempt,
                 clock=member.clock,
                 waits_for=member.waits_for,

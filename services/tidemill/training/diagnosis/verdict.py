@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tidemill.training.diagnosis.sights import Case, Condition, ShardSight, WorkerSight
 from tidemill.training.jobs import State
 
-PATIENCE = 3.0
+PATIENCE = 5.0
 """Shortest time at one step, in seconds, after which a worker counts as slow."""
 USUAL = 5.0
 """That many times as long as usual a step must take before its worker counts as slow."""
 START = 30.0
-"""Seconds that a worker's start may take before something must be wrong."""
+"""Seconds that a worker's start, or its first step, may take before something must be wrong."""
 _TRAINING = (State.STARTING, State.RUNNING, State.PAUSING)
 _UNSEEN = (Condition.SILENT, Condition.ENDED, Condition.ABSENT, Condition.STARTING)
 
@@ -243,7 +243,8 @@ def _laggards(case: Case) -> tuple[int, ...]:
 
 
 def _is_late(worker: WorkerSight) -> bool:
-    return worker.at_step is not None and worker.at_step > max(PATIENCE, USUAL * worker.pace)
+    limit = max(PATIENCE, USUAL * worker.pace) if worker.pace else START
+    return worker.at_step is not None and worker.at_step > limit
 
 
 def _clock(shard: ShardSight, rank: int) -> int:

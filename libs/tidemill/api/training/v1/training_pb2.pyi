@@ -10,7 +10,6 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from tidemill.api.parameters.v1 import parameters_pb2 as _parameters_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1207,15 +1206,86 @@ class WorkerSight(_message.Message):
 Global___WorkerSight: _TypeAlias = WorkerSight  # noqa: Y015
 
 @_typing.final
+class MemberSight(_message.Message):
+    """A worker as one parameter shard knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
+    BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    SEEN_TIME_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Its rank."""
+    attempt: _builtins.int
+    """The latest attempt that was seen there."""
+    clock: _builtins.int
+    """The step that its next push is for."""
+    waits_for: _builtins.str
+    """What it waits for there, in words; empty = for nothing."""
+    bytes_in_flight: _builtins.int
+    """Bytes of a push of its that have come so far and were not applied yet."""
+    @_builtins.property
+    def seen_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last heard of there."""
+
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        clock: _builtins.int = ...,
+        waits_for: _builtins.str = ...,
+        bytes_in_flight: _builtins.int = ...,
+        seen_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "rank", b"rank", "seen_time", b"seen_time", "waits_for", b"waits_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberSight: _TypeAlias = MemberSight  # noqa: Y015
+
+@_typing.final
 class ShardSight(_message.Message):
     """One parameter shard, seen at one moment."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Part:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ShardSight._Part.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        PART_UNSPECIFIED: ShardSight._Part.ValueType  # 0
+        """It does not answer."""
+        PART_MISSING: ShardSight._Part.ValueType  # 1
+        """Nothing."""
+        PART_EMPTY: ShardSight._Part.ValueType  # 2
+        """Its part, without values yet."""
+        PART_READY: ShardSight._Part.ValueType  # 3
+        """Its part with values."""
+
+    class Part(_Part, metaclass=_PartEnumTypeWrapper):
+        """What there is of the job's parameter group."""
+
+    PART_UNSPECIFIED: ShardSight.Part.ValueType  # 0
+    """It does not answer."""
+    PART_MISSING: ShardSight.Part.ValueType  # 1
+    """Nothing."""
+    PART_EMPTY: ShardSight.Part.ValueType  # 2
+    """Its part, without values yet."""
+    PART_READY: ShardSight.Part.ValueType  # 3
+    """Its part with values."""
+
     ADDRESS_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     ARRIVED_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
@@ -1225,8 +1295,8 @@ class ShardSight(_message.Message):
     """Whether it answers."""
     error: _builtins.str
     """Why not."""
-    state: _parameters_pb2.Group.State.ValueType
-    """What its part of the job's group is doing; unspecified = it does not answer, or has no part of it."""
+    part: Global___ShardSight.Part.ValueType
+    """What it has of the job's parameter group."""
     version: _builtins.int
     """Version of the group there: rounds, or steps of all workers, that were applied."""
     @_builtins.property
@@ -1234,7 +1304,7 @@ class ShardSight(_message.Message):
         """Ranks that have handed in their gradients for the open round, sorted."""
 
     @_builtins.property
-    def members(self) -> _containers.RepeatedCompositeFieldContainer[_parameters_pb2.Member]:
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberSight]:
         """The workers as this shard knows them, in order of rank."""
 
     def __init__(
@@ -1243,14 +1313,14 @@ class ShardSight(_message.Message):
         address: _builtins.str = ...,
         reachable: _builtins.bool = ...,
         error: _builtins.str = ...,
-        state: _parameters_pb2.Group.State.ValueType = ...,
+        part: Global___ShardSight.Part.ValueType = ...,
         version: _builtins.int = ...,
         arrived: _abc.Iterable[_builtins.int] | None = ...,
-        members: _abc.Iterable[_parameters_pb2.Member] | None = ...,
+        members: _abc.Iterable[Global___MemberSight] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arrived", b"arrived", "error", b"error", "members", b"members", "reachable", b"reachable", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "arrived", b"arrived", "error", b"error", "members", b"members", "part", b"part", "reachable", b"reachable", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
