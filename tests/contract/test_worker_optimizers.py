@@ -5,11 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.rules import Shards, blocks_of
 from tidemill import config, errors, plugins
+from tidemill.parameters import catalogue
 from tidemill.parameters import optimizers as served
 from tidemill.parameters.optimizers.base import Layerwise
 from tidemill.parameters.optimizers.base import Optimizer as Served
+from tidemill.training import rule
 from tidemill.training.optimizers import KINDS, Optimizer
+from tidemill.training.strategies.base import Extras
 
 SIZE = 4097
 CUT = 1025
@@ -69,6 +73,39 @@ def test_a_restored_state_goes_on_to_the_bit(name: str, options: dict[str, Any])
     assert np.array_equal(values, copied)
     second.reset()
     assert all(not state.any() for key, state in second.state().items() if key != "sum")
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "extras",
+    [
+        Extras(clip_norm=0.5),
+        Extras(l1=0.01),
+        Extras(schedule="cosine", schedule_options={"steps": 9, "warmup_steps": 3}),
+        Extras(schedule="step", schedule_options={"every": 2}, clip_norm=30.0, l1=0.001),
+    ],
+)
+def test_what_a_step_does_beside_is_the_same_to_the_bit(
+    name: str, extras: Extras, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = (3, 2000, 0, 1500, SIZE - 3503)
+    monkeypatch.setattr(rule, "BLOCK", CUT)
+    sizes = [CUT] * (SIZE // CUT) + [SIZE % CUT] * bool(SIZE % CUT)
+    mine = rule.Rule(Optimizer(name, {}, SIZE), tensors, extras)
+    choice = catalogue.check_rule(
+        catalogue.RuleChoice(
+            optimizer=catalogue.Choice(name, {}),
+            schedule=catalogue.Choice(extras.schedule, extras.schedule_options),
+            clip_norm=extras.clip_norm,
+            l1=extras.l1,
+        )
+    )
+    whole = gradient(100)
+    theirs = Shards(choice, tensors, blocks_of(sizes), 1, whole)
+    for step in range(8):
+        mine.step(whole, gradient(step), step)
+        theirs.step(gradient(step))
+        assert np.array_equal(whole, theirs.values), step
 
 
 def test_the_state_of_another_optimizer_is_refused() -> None:

@@ -85,8 +85,8 @@ class ParametersClient:
         tracer: makes client spans inside of a recorded span.
         patience: seconds for which an operation is repeated on a shard that cannot be reached.
         shared: whether a worker shares memory with the shards on its host, where these offer it.
-        codec: how gradients travel in messages; what is shared is exact in any case. `auto` = the first pushes are exact
-            and timed, then `choice` says what was chosen, and why.
+        codec: how gradients travel in messages; what is shared is exact in any case. `auto` = the first pushes are
+            exact and timed, then `choice` says what was chosen, and why.
         codec_parameters: of the codec; those that are missing have defaults.
 
     Raises:

@@ -91,8 +91,8 @@ def choose(
 ) -> Choice:
     """The codec by which a push takes least time; a less exact one only if it saves `SAVING`.
 
-    A push takes as long as the call, encoding, the line and decoding, one after the other. What fp32 itself costs is within
-    `bandwidth` and taken out of it, so that the estimate for fp32 is what was measured.
+    A push takes as long as the call, encoding, the line and decoding, one after the other. What fp32 itself costs is
+    within `bandwidth` and taken out of it, so that the estimate for fp32 is what was measured.
 
     Args:
         costs: of all codecs that are allowed, and of fp32.

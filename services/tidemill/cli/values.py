@@ -1,6 +1,7 @@
 """Values on the command line: converters for `argparse`, whose errors become one line and status 2."""
 
 import json
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,21 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
             raise ArgumentTypeError(f"{text!r} is not a whole number") from None
         if value < low or (high is not None and value > high):
             raise ArgumentTypeError(f"must be {wanted}, not {value}")
+        return value
+
+    return convert
+
+
+def number(low: float) -> Callable[[str], float]:
+    """A converter for finite numbers of at least `low`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value < math.inf:
+            raise ArgumentTypeError(f"must be {low:g} or more, and finite, not {text}")
         return value
 
     return convert

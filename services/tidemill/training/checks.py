@@ -22,7 +22,7 @@ MAX_RESTARTS = 3
 MODES = ("bsp", "ssp", "asp")
 MAX_STALENESS = 1 << 20
 DURABILITIES = ("none", "wal", "replicated", "checkpoint")
-AVAILABLE = ("none",)
+AVAILABLE = ("none", "wal")
 """Those that shards can be asked for."""
 INTERVAL_STEPS = 100
 """Steps between two checkpoints of parameter shards when the spec does not say how many."""

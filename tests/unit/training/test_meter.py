@@ -32,6 +32,15 @@ def test_what_a_replaced_worker_has_used_still_counts() -> None:
     assert meter.progress().samples == 1050
 
 
+def test_the_steps_of_a_job_whose_ranks_go_apart_are_those_of_rank_0() -> None:
+    meter = Meter(3, Progress(epochs=3, step=2), rounds=False)
+    meter.beat(1, 0, beat(30, 300), 0.0)
+    assert (meter.progress().step, meter.progress().epoch) == (2, 1)
+    meter.beat(0, 0, beat(12, 120), 0.0)
+    found = meter.progress()
+    assert (found.step, found.epoch, found.samples) == (12, 2, 420)
+
+
 def test_the_rate_is_that_of_late() -> None:
     meter = Meter(100, Progress())
     for second in range(100):

@@ -35,6 +35,13 @@ class TestSchedule:
             used.extend(np.concatenate(parts).tolist())
         assert sorted(used) == list(range(schedule.samples))
 
+    @given(SCHEDULES, st.data())
+    @settings(max_examples=100, deadline=None)
+    def test_what_ranks_have_used_is_counted_wherever_they_are(self, schedule: Schedule, data: st.DataObject) -> None:
+        steps = [data.draw(st.integers(0, 3 * schedule.steps_per_epoch)) for _ in range(schedule.workers)]
+        taken = sum(schedule.counts(step)[rank] for rank, done in enumerate(steps) for step in range(done))
+        assert schedule.used(steps) == taken
+
     @given(SCHEDULES, st.integers(0, 2000))
     @settings(max_examples=100, deadline=None)
     def test_the_batch_of_a_step_does_not_depend_on_the_number_of_workers(self, schedule: Schedule, step: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.api.training.v1 import training_pb2 as pb
-from tidemill.cli import connection, curve, files, progress
+from tidemill.cli import connection, curve, files, progress, together
 from tidemill.cli.commands.base import Command
 from tidemill.cli.output import print_fields, print_json, to_json, warn
 from tidemill.cli.values import assignment, picture, whole
@@ -29,6 +29,7 @@ class Train(Command):
         "tidemill train cnn digits --register digits --alias champion",
         "tidemill train mlp data.csv --label-column kind -p hidden=[64,32]",
         "tidemill train cnn digits --optimizer adamw -o learning_rate=0.002",
+        "tidemill train cnn digits --workers 4 --mode ssp --staleness 3 --codec auto",
     )
 
     def arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -43,6 +44,7 @@ class Train(Command):
         )
         _data(parser.add_argument_group("data"))
         _training(parser.add_argument_group("training"))
+        together.add_arguments(parser.add_argument_group("training together"))
         _result(parser.add_argument_group("job and result"))
         connection.add_arguments(parser)
 
@@ -172,6 +174,7 @@ def _spec(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any
         "register_as": f"models/{options.register}" if options.register else "",
         "alias": options.alias,
         "max_restarts": options.restarts,
+        **together.spec(options),
     }
 
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tidemill.clients import snapshots
 from tidemill.clients.artifacts import ArtifactsClient
+from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
-from tidemill.clients.snapshots import Definition
 from tidemill.clients.workers import WorkerClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training import convert
@@ -98,7 +99,7 @@ class RemoteGroup:
     ) -> None:
         """Create the group on all shards."""
         spec = self._task.spec
-        way = spec.consistency
+        way, kept = spec.consistency, spec.durability.mode
         self._loop.run(
             self._admin.create_group(
                 self._task.group,
@@ -113,6 +114,8 @@ class RemoteGroup:
                 l1=spec.l1,
                 schedule=spec.schedule.name or CONSTANT,
                 schedule_parameters=spec.schedule.parameters,
+                durability="none" if kept in ("", "checkpoint") else kept,  # workers keep checkpoints, not shards
+                fsync=spec.durability.fsync,
             )
         )
 
@@ -151,7 +154,7 @@ class RemoteGroup:
 
     def _definition(self) -> Definition:
         parts = self._loop.run(self._admin.get_group(self._task.group))
-        return Definition.of(parts[0])
+        return snapshots.definition_of(parts[0])
 
     def anew(self) -> None:
         """Drop what the codec has kept of gradients."""
