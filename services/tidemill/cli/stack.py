@@ -120,5 +120,8 @@ class Stack:
         )
 
     def _shard(self, number: int) -> Program:
-        environment = {"TIDEMILL_PARAMETERS_SHARD": str(number)}
+        environment = {
+            "TIDEMILL_PARAMETERS_SHARD": str(number),
+            "TIDEMILL_PARAMETERS_DATA": str(self.data / f"parameters-{number}"),
+        }
         return self._program("parameters", PARAMETERS, environment, f"parameters-{number}", number * SHARD_STRIDE)

@@ -356,7 +356,7 @@ class Group:
     def _end(self, error: Callable[[], errors.TidemillError]) -> None:
         """Let go of all memory. `error` is kept: it must not hold the group, which would then outlive its last user."""
         with self._changed:
-            self._ended = self._ended or error
+            self._ended = error
             for member in self._members:
                 if member.staging is not None:
                     member.staging[1].drop(error)
@@ -546,7 +546,8 @@ class Group:
         except BaseException:
             # Part of the blocks may have changed: what the optimizer knows belongs to no version any more.
             name = self.name
-            self._end(lambda: errors.Internal(f"the optimizer of {name} failed: delete it", reason="ROUND_FAILED"))
+            if self._ended is None:
+                self._end(lambda: errors.Internal(f"the optimizer of {name} failed: delete it", reason="ROUND_FAILED"))
             raise
         finally:
             with self._changed:

@@ -63,7 +63,7 @@ def test_a_frame_that_was_begun_and_not_ended_gives_way_to_the_next(tmp_path: Pa
     with pytest.raises(ValueError, match="200"):
         writer.end()
     writer.begin({}, 4)
-    writer.add(memoryview(np.array([7], "<f4")).cast("B"))
+    writer.add(np.array([7], "<f4").data.cast("B"))
     writer.end()
     writer.close()
     assert bodies(tmp_path / "f") == [[7]]

@@ -124,17 +124,16 @@ class Wal(Journal):
     def _write(self, generation: int, beginning: Beginning) -> None:
         try:
             _write_state(self._path(generation, "state"), beginning)
+            kept = sorted(self._generations("state"))[-2:]
+            for kind in ("state", "log"):
+                for old in self._generations(kind):
+                    if old < kept[0]:
+                        self._path(old, kind).unlink()
         except FileNotFoundError:
             return  # the group was deleted
         except OSError as error:
             # The generation before and both logs hold everything; the next roll tries again.
             LOG.error("the state of %s could not be written: %s", self._folder.name, error.strerror)
-            return
-        kept = sorted(self._generations("state"))[-2:]
-        for kind in ("state", "log"):
-            for old in self._generations(kind):
-                if old < kept[0]:
-                    self._path(old, kind).unlink(missing_ok=True)
 
     def recover(self, way: Consistency) -> bytes | None:
         """Take the newest state that leaves a step to make, and make the steps after it."""
