@@ -82,6 +82,17 @@ class Worker:
             return
         if response.stop:
             raise Stop
+        if response.pause:
+            await self.pause()
+            raise Stop
+
+    async def pause(self) -> None:
+        """Keep the state, and go no further."""
+        if self.does("deaf"):
+            return
+        kept = await self.keep("checkpoint", f"state of {self.task.job} {self.step}".encode()) if self.step else ""
+        say(f"kept {self.step}")
+        await self.client.report_checkpoint(kept, self.step, paused=True)
 
     async def gate(self, name: str) -> None:
         """Wait for a gate, giving signs of life."""
@@ -91,6 +102,8 @@ class Worker:
 
     async def run(self) -> int:
         """Do everything; the exit status."""
+        if self.task.checkpoint:
+            say(f"goes on from {self.task.checkpoint}")
         say(f"rank {self.task.rank} attempt {self.task.attempt} of {self.task.job}")
         for number in range(2000 if self.does("chatty") else 0):
             say(f"line {number}")

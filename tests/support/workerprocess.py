@@ -138,8 +138,10 @@ class Office:
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         return self._member(rank, attempt).meet(lost=lost, address=address)
 
-    async def report_checkpoint(self, rank: int, attempt: int, checkpoint: str, step: int) -> None:
-        self._member(rank, attempt).report_checkpoint(checkpoint, step)
+    async def report_checkpoint(
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+    ) -> None:
+        self._member(rank, attempt).report_checkpoint(checkpoint, step, paused=paused)
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         return self._member(rank, attempt).report_epoch(epoch)

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from opentelemetry.sdk.trace import TracerProvider
 
+from tidemill.clients.groupdefinition import Definition
+from tidemill.clients.groupstate import GroupState
 from tidemill.errors import FailedPrecondition, NotFound, OutOfRange, Stale, Unavailable
 from tidemill.training import epochs as rules
 from tidemill.training.epochs import Epoch, Result
 from tidemill.training.meeting import Meeting
 from tidemill.training.samples import Array
 from tidemill.training.spec import Component, Dataset, JobSpec, Split
-from tidemill.training.strategies.base import Flat, ParameterServer, Peers, Snapshot
+from tidemill.training.strategies.base import Flat, Held, ParameterServer, Peers, Snapshot
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.network import Network, Plan
 from tidemill.training.worker.peers import Seat, TorchPeers
@@ -63,6 +65,9 @@ class ThreadedNetwork(Network):
             return super().gradient(x, y, seed, ready)
 
 
+_DEFINITION = Definition(tensors=(("w", (131,)),), workers=1, rule={})
+
+
 class MemoryGroup:
     """A parameter group with Adam, as the parameter server promises it: rounds, repetitions, the last two versions."""
 
@@ -100,6 +105,30 @@ class MemoryGroup:
             self._parameters = torch.from_numpy(values.copy()).requires_grad_()
             self._optimizer = self._optimizer(self._parameters)
             self._values[0] = values.copy()
+            self._changed.notify_all()
+
+    def snapshot(self) -> GroupState:
+        """All there is to know of it."""
+        with self._changed:
+            version = max(self._values)
+            held = self._optimizer.state[self._parameters] if version else {}
+            return GroupState(
+                version=version,
+                steps=version,
+                clocks=(version,) * self._workers,
+                samples=0,
+                flat=self._values[version].copy(),
+                state={name: {0: value.numpy().reshape(-1).copy()} for name, value in held.items()},
+            )
+
+    def restore(self, state: GroupState) -> None:
+        """Go on from there."""
+        with self._changed:
+            self._parameters = torch.from_numpy(np.array(state.flat)).requires_grad_()
+            self._optimizer = self._optimizer(self._parameters)
+            held = {name: torch.from_numpy(np.array(blocks[0])) for name, blocks in state.state.items()}
+            self._optimizer.state[self._parameters] = held | {"step": held["step"][0]}
+            self._values[state.version] = np.array(state.flat)
             self._changed.notify_all()
 
     def version(self) -> int:
@@ -178,6 +207,13 @@ class MemoryServer:
     def versions(self) -> list[int]:
         return [self.group.version()]
 
+    def snapshot(self) -> Held:
+        self.hook("snapshot", self.group.version())
+        return Held(state=self.group.snapshot(), definition=_DEFINITION)
+
+    def restore(self, read: Callable[[Definition], GroupState]) -> None:
+        self.group.restore(read(_DEFINITION))
+
     def clocks(self) -> list[list[int]]:
         raise NotImplementedError("this group makes rounds")
 
@@ -232,6 +268,9 @@ class MemoryJob:
     meeting: Meeting = field(default_factory=Meeting)
     checkpoints: list[tuple[int, str]] = field(default_factory=list)
     """(step, digest)."""
+    pausing: bool = False
+    held: bool = False
+    """Whether rank 0 has said that it goes no further."""
 
     @property
     def over(self) -> bool:
@@ -250,6 +289,7 @@ class MemoryJob:
             traceparent="",
             artifacts="memory",
             epochs=self.epochs,
+            checkpoint=self.checkpoints[-1][1] if self.checkpoints else "",
         )
 
 
@@ -271,7 +311,8 @@ class MemoryCoordinator:
         if generation:
             self.job.meeting.seen(self.rank, self.attempt, generation)
         stop = self.job.stopped or (self.rank > 0 and self.job.over)
-        return Answer(stop=stop, generation=self.job.meeting.generation)
+        pause = self.job.pausing and self.rank == 0
+        return Answer(stop=stop, generation=self.job.meeting.generation, pause=pause)
 
     def meet(self, *, lost: int, address: str) -> Place:
         number, place = self.job.meeting.arrive(self.rank, self.attempt, lost=lost, address=address)
@@ -279,9 +320,10 @@ class MemoryCoordinator:
             generation=number, address=place, checkpoint=self.job.checkpoints[-1][1] if self.job.checkpoints else ""
         )
 
-    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         assert self.rank == 0
         self.job.checkpoints.append((step, checkpoint))
+        self.job.held = self.job.stopped = paused
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         assert self.rank == 0

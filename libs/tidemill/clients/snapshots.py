@@ -19,6 +19,7 @@ from google.protobuf import json_format
 
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.clients.artifacts import ArtifactsClient
+from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
 from tidemill.errors import DataLoss, FailedPrecondition
 from tidemill.tensors import blocks
@@ -34,45 +35,25 @@ _MOST = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    """What a group is made of, wherever it is placed: a snapshot of one fits only into another one like it."""
-
-    tensors: tuple[tuple[str, tuple[int, ...]], ...]
-    """Name and shape of each tensor, in order."""
-    workers: int
-    rule: Mapping[str, Any]
-    """How pushes become parameters, as in the message of a group: optimizer, schedule, consistency and the like."""
-
-    @classmethod
-    def of(cls, group: pb.Group) -> "Definition":
-        """The definition of a group, as any of its shards tells it: with every hyperparameter."""
-        told = pb.Group()
-        for field in ("optimizer", "schedule", "consistency"):
-            if group.HasField(field):
-                getattr(told, field).CopyFrom(getattr(group, field))
-        told.clip_norm, told.l1 = group.clip_norm, group.l1
-        return cls(
-            tensors=tuple((tensor.name, tuple(tensor.shape)) for tensor in group.tensors),
-            workers=group.workers,
-            rule=json_format.MessageToDict(told, preserving_proto_field_name=True),
-        )
-
-    def values(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        return {
-            "tensors": [[name, list(shape)] for name, shape in self.tensors],
-            "workers": self.workers,
-            "rule": json.loads(json.dumps(self.rule)),
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What was read back."""
 
     state: GroupState
     facts: Mapping[str, Any]
     """What was kept with it."""
+
+
+def definition_of(group: pb.Group) -> Definition:
+    """The definition of a group, as any of its shards tells it: with every hyperparameter."""
+    told = pb.Group(clip_norm=group.clip_norm, l1=group.l1)
+    for field in ("optimizer", "schedule", "consistency"):
+        if group.HasField(field):
+            getattr(told, field).CopyFrom(getattr(group, field))
+    return Definition(
+        tensors=tuple((tensor.name, tuple(tensor.shape)) for tensor in group.tensors),
+        workers=group.workers,
+        rule=json_format.MessageToDict(told, preserving_proto_field_name=True),
+    )
 
 
 async def save(
@@ -122,7 +103,7 @@ def write(folder: Path, state: GroupState, definition: Definition, facts: Mappin
 
     files = {name: folder / name for name in (WEIGHTS, OPTIMIZER, MANIFEST)}
     views = blocks.views(state.flat, [shape for _, shape in definition.tensors])
-    save_file({n: np.ascontiguousarray(v) for (n, _), v in zip(definition.tensors, views, strict=True)}, files[WEIGHTS])
+    save_file({name: view for (name, _), view in zip(definition.tensors, views, strict=True)}, files[WEIGHTS])
     values = {f"{name}/{block}": array for name, parts in state.state.items() for block, array in parts.items()}
     save_file({name: np.ascontiguousarray(array, np.float32) for name, array in values.items()}, files[OPTIMIZER])
     manifest = {

@@ -71,6 +71,8 @@ def test_every_thing_is_said_once() -> None:
         (State.STATE_FAILED, "jobs/x has failed"),
         (State.STATE_CANCELLED, "jobs/x was cancelled"),
         (State.STATE_CANCELLING, "jobs/x is being cancelled"),
+        (State.STATE_PAUSING, "jobs/x is being paused"),
+        (State.STATE_PAUSED, "jobs/x is paused"),
     ],
 )
 def test_ends(state: "State.ValueType", said: str) -> None:

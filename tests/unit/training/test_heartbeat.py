@@ -32,7 +32,7 @@ class Service:
     def meet(self, *, lost: int, address: str) -> Place:
         raise NotImplementedError
 
-    def report_checkpoint(self, checkpoint: str, step: int) -> None:
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         raise NotImplementedError
 
     def report_epoch(self, epoch: Epoch) -> Decision:

@@ -1,5 +1,6 @@
 """A job changes its state only in the ways that there are."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,32 +8,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill import errors, names
-from tidemill.training.jobs import MAX_ERROR, NEXT, Job, State, cancel, move, shortened
+from tidemill.training.jobs import MAX_ERROR, NEXT, Job, State, Worker, cancel, hold, move, pause, resume, shortened
 from tidemill.training.spec import JobSpec
 
 JOB = Job(id="a", uid="u", spec=JobSpec())
 OVER = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+Step = State | Callable[[Job, float], Job]
 
 
-@given(st.lists(st.one_of(st.sampled_from(State), st.none()), max_size=30))
-def test_only_legal_transitions_whatever_is_tried(steps: list[State | None]) -> None:
-    """Tries states in any order (None = cancel): what is refused changes nothing, what has ended stays so."""
+def resumed(job: Job, now: float) -> Job:
+    return resume(job, 0, now)
+
+
+@given(st.lists(st.sampled_from([*State, cancel, pause, resumed]), max_size=30))
+def test_only_legal_transitions_whatever_is_tried(steps: list[Step]) -> None:
+    """Tries states and verbs in any order: what is refused changes nothing, what has ended stays so."""
     job, seen = JOB, [State.PENDING]
     for now, wanted in enumerate(steps, start=1):
         before = job
         try:
-            job = cancel(job, now) if wanted is None else move(job, wanted, now)
+            job = move(job, wanted, now) if isinstance(wanted, State) else wanted(job, now)
         except errors.FailedPrecondition:
             assert wanted not in NEXT[before.state]
             continue
         if job is before:
-            assert wanted is None
-            assert before.is_over or before.state is State.CANCELLING
+            assert not isinstance(wanted, State), "verbs may be repeated"
             continue
         seen.append(job.state)
         assert job.state in NEXT[before.state]
         assert bool(job.ended) == (job.state in OVER)
-    assert len(seen) <= 6, "no state is entered twice"
+    if not {State.PAUSED, State.PAUSING} & set(seen):
+        assert len(seen) <= 6, "no state is entered twice"
     assert not set(seen[:-1]) & OVER, "nothing follows the end"
 
 
@@ -75,3 +81,57 @@ def test_long_errors_keep_their_beginning_and_their_end() -> None:
     assert cut.startswith("begin")
     assert cut.endswith("end")
     assert shortened("short") == "short"
+
+
+def test_a_paused_job_goes_on_from_what_was_kept_elsewhere() -> None:
+    worker = Worker(rank=0, attempt=2, pid=7, handle="0.2", token="t", samples=9, phase="training")
+    running = replace(JOB, spec=JobSpec(shards=2), state=State.RUNNING, owner="o", shards=("a:1", "b:2"))
+    running = replace(running, workers=(worker,), checkpoint="c", checkpoint_step=5, checkpoint_samples=40)
+    pausing = pause(running, 1)
+    assert (pausing.state, pausing.held) == (State.PAUSING, False), "its state is still to be kept"
+    assert pause(pausing, 2) is pausing
+    with pytest.raises(errors.FailedPrecondition) as soon:
+        resume(pausing, 0, 2)
+    assert soon.value.reason == "JOB_PAUSING"
+    held = hold(pausing, 3)
+    assert (held.state, held.owner, held.shards) == (State.PAUSED, "", ())
+    assert held.group != running.group, "what is left of the old group is never taken for the new one"
+    assert (held.progress.step, held.progress.samples) == (5, 40)
+    assert held.workers == (replace(worker, pid=0, handle="", token="", samples=0, phase="ended"),)
+    on = resume(held, 3, 4)
+    assert (on.state, on.spec.shards, on.checkpoint) == (State.PENDING, 3, "c")
+    assert resume(on, 3, 5) is on
+    assert resume(held, 0, 4).spec.shards == 2
+
+
+def test_early_and_late_pauses() -> None:
+    assert pause(JOB, 1).state is State.PAUSED
+    assert pause(replace(JOB, state=State.STARTING), 1).held, "there is nothing to keep"
+    for state in (State.FINISHING, State.CANCELLING, *OVER):
+        with pytest.raises(errors.FailedPrecondition) as late:
+            pause(replace(JOB, state=state), 1)
+        assert late.value.reason == "JOB_NOT_PAUSABLE"
+        assert state.value in late.value.message
+
+
+@pytest.mark.parametrize(
+    ("state", "shards", "reason"),
+    [
+        (State.CANCELLED, 0, "JOB_NOT_PAUSED"),
+        (State.CANCELLING, 0, "JOB_NOT_PAUSED"),
+        (State.RUNNING, 2, "JOB_NOT_PAUSED"),
+        (State.PAUSED, 65, "INVALID_ARGUMENT"),
+        (State.PAUSED, -1, "INVALID_ARGUMENT"),
+    ],
+)
+def test_what_cannot_be_resumed(state: State, shards: int, reason: str) -> None:
+    with pytest.raises(errors.TidemillError) as refused:
+        resume(replace(JOB, state=state, spec=JobSpec(shards=1)), shards, 1)
+    assert refused.value.reason == reason
+    assert resume(replace(JOB, state=State.RUNNING, spec=JobSpec(shards=1)), 1, 1).state is State.RUNNING
+
+
+def test_workers_that_hold_their_state_have_no_shards_to_choose() -> None:
+    with pytest.raises(errors.Invalid) as refused:
+        resume(replace(JOB, state=State.PAUSED), 2, 1)
+    assert refused.value.reason == "NO_SHARDS"

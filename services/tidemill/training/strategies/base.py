@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
-from tidemill.clients.snapshots import Definition
 
 Flat = np.ndarray[tuple[int], np.dtype[np.float32]]
 """All parameters of a model, or a gradient of all of them, one tensor after the other."""

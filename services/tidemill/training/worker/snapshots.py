@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.clients import snapshots
+from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
-from tidemill.clients.snapshots import Definition
 from tidemill.errors import DataLoss
 from tidemill.telemetry import attributes
 from tidemill.training.strategies.base import Held, Snapshot
