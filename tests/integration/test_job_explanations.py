@@ -6,16 +6,22 @@ import signal
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import grpc
+import numpy as np
 import pytest
 
 from tests.support.ports import free_ports
 from tests.support.proxy import TcpProxy
+from tests.support.scripted_worker import ELEMENTS
 from tests.support.training import State, World, ended, spec, state, world
 from tests.support.trainingprocess import process
 from tests.support.wait import until
 from tidemill import errors
+from tidemill.api.parameters.v1 import parameters_pb2, parameters_pb2_grpc
 from tidemill.api.training.v1 import training_pb2 as pb
+from tidemill.clients.parameters import ParametersClient
 from tidemill.clients.training import TrainingClient
 
 Condition = pb.WorkerSight.Condition
@@ -48,28 +54,48 @@ async def test_it_names_who_holds_up_the_others(neighbours: World) -> None:
         assert [member.rank for member in found.shards[0].members] == [0, 1]
         stopped = found.workers[1]
         os.kill(stopped.pid, signal.SIGSTOP)
+        (group,) = await neighbours.groups()
+        address = neighbours.shards.addresses[0]
+        with ParametersClient([address], group) as shard:
+            await asyncio.to_thread(shard.push, np.ones(ELEMENTS, np.float32), worker=0, step=0, samples=1)
+        channel = grpc.aio.insecure_channel(address)
+        pulling = asyncio.ensure_future(anext(aiter(pull(channel, group))))
 
         async def named() -> bool:
             nonlocal found
             found = await client.explain_job(job.name)
-            return found.stuck
+            return found.stuck and bool(found.workers[0].waits_for)
 
         await until(named, 20)
         assert found.workers[1].condition == Condition.CONDITION_SILENT
         assert found.workers[1].silence_seconds >= 5
         assert found.workers[0].condition == Condition.CONDITION_ALIVE
         assert found.summary.startswith("waits for worker 1, last heard of ")
+        assert found.summary.endswith(" ago, at step 0; worker 0 is at step 1")
         assert list(found.culprits) == [1]
+        assert found.workers[0].waits_for == "version 1, for which worker 1 must push"
+        assert [(member.clock, member.waits_for != "") for member in found.shards[0].members] == [(1, True), (0, False)]
+        assert list(found.shards[0].arrived) == [0]
         os.kill(stopped.pid, signal.SIGCONT)
+        pulling.cancel()
+        await asyncio.gather(pulling, return_exceptions=True)
+        await channel.close()
 
-        app = neighbours.shards.apps[0]
-        await app.server.stop(0)
-        await until(named, 20)
-        await until(lambda: _named(client, job, neighbours.shards.addresses[0]))
+        await neighbours.shards.apps[0].server.stop(0)
+        await until(lambda: _named(client, job, address), 20)
         neighbours.open_gate("train")
         await client.cancel_job(job.name)
         assert (await client.wait_job(job.name)).state == State.STATE_CANCELLED
         assert (await client.explain_job(job.name)).summary == "was cancelled: it waits for nothing"
+
+
+def pull(channel: grpc.aio.Channel, group: str) -> AsyncIterator[parameters_pb2.PullResponse]:
+    """What worker 0 does after its push."""
+    stub: Any = parameters_pb2_grpc.ParameterServiceStub(channel)
+    call: AsyncIterator[parameters_pb2.PullResponse] = stub.Pull(
+        parameters_pb2.PullRequest(name=group, version=1, worker=0)
+    )
+    return call
 
 
 async def _named(client: TrainingClient, job: pb.Job, address: str) -> bool:

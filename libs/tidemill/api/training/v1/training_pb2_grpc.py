@@ -167,9 +167,9 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StreamEvents(self, request, context):
-        """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
-        on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
-        forgotten.
+        """Sends what has happened to a job: each change of its state and each finished epoch, once and in order. It begins with
+        any number, so that who was cut off misses nothing, and goes on until the final state when asked to follow.
+        OUT_OF_RANGE (EVENTS_FORGOTTEN) for a number of so long ago that it is forgotten.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,9 +64,9 @@ class TrainingServiceStub:
     and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
     """
     StreamEvents: _grpc.UnaryStreamMultiCallable[_training_pb2.StreamEventsRequest, _training_pb2.JobEvent]
-    """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
-    on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
-    forgotten.
+    """Sends what has happened to a job: each change of its state and each finished epoch, once and in order. It begins with
+    any number, so that who was cut off misses nothing, and goes on until the final state when asked to follow.
+    OUT_OF_RANGE (EVENTS_FORGOTTEN) for a number of so long ago that it is forgotten.
     """
     StreamLogs: _grpc.UnaryStreamMultiCallable[_training_pb2.StreamLogsRequest, _training_pb2.LogLine]
     """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow."""
@@ -112,9 +112,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     and ends after the final state. Every message is whole: its `changes` and `epochs` tell what was folded.
     """
     StreamEvents: _aio.UnaryStreamMultiCallable[_training_pb2.StreamEventsRequest, _training_pb2.JobEvent]  # type: ignore[assignment]
-    """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
-    on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
-    forgotten.
+    """Sends what has happened to a job: each change of its state and each finished epoch, once and in order. It begins with
+    any number, so that who was cut off misses nothing, and goes on until the final state when asked to follow.
+    OUT_OF_RANGE (EVENTS_FORGOTTEN) for a number of so long ago that it is forgotten.
     """
     StreamLogs: _aio.UnaryStreamMultiCallable[_training_pb2.StreamLogsRequest, _training_pb2.LogLine]  # type: ignore[assignment]
     """Sends the log lines of a job's processes, from a line number on, and goes on until the job ends when asked to follow."""
@@ -211,9 +211,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.StreamEventsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.JobEvent], _abc.AsyncIterator[_training_pb2.JobEvent]]:
-        """Sends what has happened to a job, each change of its state and each finished epoch once and in order, from a number
-        on, and goes on until the final state when asked to follow. OUT_OF_RANGE for a number of so long ago that it is
-        forgotten.
+        """Sends what has happened to a job: each change of its state and each finished epoch, once and in order. It begins with
+        any number, so that who was cut off misses nothing, and goes on until the final state when asked to follow.
+        OUT_OF_RANGE (EVENTS_FORGOTTEN) for a number of so long ago that it is forgotten.
         """
 
     @_abc_1.abstractmethod
