@@ -14,7 +14,11 @@ class Way:
     """One direction between a worker and a shard."""
 
     fixed: float
-    """Seconds of a call, however little it carries."""
+    """Seconds of a call, however little it carries, when nothing else runs."""
+    worker_call: float = 0.0
+    """CPU seconds of that in the worker."""
+    shard_call: float = 0.0
+    """CPU seconds of that in the shard."""
     alone: float
     """Seconds a byte of one stream when nothing else runs."""
     worker: float
@@ -53,6 +57,8 @@ class Site:
 
     host_cores: float | None = None
     """Cores of the one host of all processes; None = every process has a machine of its own."""
+    friction: float = 1.0
+    """What processes that share too few cores of a host take longer than their number says: caches, switches, locks."""
     process: float = math.inf
     """Cores with which one process moves data at most, however many streams it has."""
     network: float = math.inf

@@ -6,6 +6,11 @@ from scripts.benchmarks.simulation.engine import Process, Signal, Simulation, al
 from scripts.benchmarks.simulation.sharing import Shared
 
 
+def cores(simulation: Simulation, site: Site) -> Shared | None:
+    """The cores of the one host, if there is one: a thread gets one at most."""
+    return None if site.host_cores is None else Shared(simulation, site.host_cores, 1.0, site.friction)
+
+
 class Port:
     """A process and its end of the network.
 
@@ -28,8 +33,8 @@ class ParameterServer:
         run: what they do.
         costs: of moving and applying bytes.
         site: where they run.
-        alike: simulate one shard for all. They all do the same at the same time where every process has a machine of its
-            own: then the outcome is the same.
+        alike: simulate one shard for all. They all do the same at the same time where every process has a machine of
+            its own: then the outcome is the same.
 
     Raises:
         ValueError: there is no such mode; or shards are taken as alike on one host, where they are not.
@@ -45,7 +50,7 @@ class ParameterServer:
         self._each = run.shards if alike else 1
         self._bytes = run.bytes / run.shards
         count = run.shards // self._each
-        self._cpu = None if site.host_cores is None else Shared(self._simulation, site.host_cores, 1.0)
+        self._cpu = cores(self._simulation, site)
         self._workers = [Port(self._simulation, site, self._each) for _ in range(run.workers)]
         self._shards = [Port(self._simulation, site, 1) for _ in range(count)]
         self._steppers = [Shared(self._simulation, 1.0) for _ in range(count)]
@@ -68,8 +73,8 @@ class ParameterServer:
 
     def _work(self, rank: int) -> Process:
         run, simulation = self._run, self._simulation
+        seen = 0
         for step in range(run.steps):
-            seen = self._updates
             yield self._compute(run.compute(rank, step))
             yield all_of(simulation.start(self._push(rank, shard, step)) for shard in range(len(self._shards)))
             self._missed += 0 if self._rounds else self._updates - seen
@@ -77,6 +82,7 @@ class ParameterServer:
             self._made += 1
             self._clocks.tick(rank)
             yield self._granted(step + 1)
+            seen = self._updates
             self._widest = max(self._widest, step + 1 - self._clocks.least)
             yield all_of(simulation.start(self._pull(rank, shard)) for shard in range(len(self._shards)))
         if self._ended is None:
@@ -93,8 +99,8 @@ class ParameterServer:
 
     def _push(self, rank: int, shard: int, step: int) -> Process:
         way, costs, run = self._costs.push, self._costs, self._run
-        yield self._simulation.timeout(way.fixed + self._site.latency)
         worker, there = self._workers[rank], self._shards[shard]
+        yield self._called(way, worker, there)
         yield self._moved(way, worker, there, worker.outward, there.inward)
         if not self._rounds:
             yield self._applied(shard, (costs.mean + costs.step) * self._bytes)
@@ -103,25 +109,36 @@ class ParameterServer:
         if self._arrived[shard] == run.workers:
             self._arrived[shard] = 0
             yield self._applied(shard, (run.workers * costs.mean + costs.step) * self._bytes)
-            self._closed[shard].setdefault(step + 1, Signal()).fire()
+            # Whoever closed the round has its answer before others go on.
+            self._simulation.after(0, self._closed[shard].setdefault(step + 1, Signal()).fire)
 
     def _pull(self, rank: int, shard: int) -> Process:
         way = self._costs.pull
-        yield self._simulation.timeout(way.fixed + self._site.latency)
         worker, there = self._workers[rank], self._shards[shard]
+        yield self._called(way, worker, there)
         yield self._moved(way, worker, there, worker.inward, there.outward)
+
+    def _called(self, way: Way, worker: Port, shard: Port) -> Signal:
+        """Happens when a call has begun, and its end is paid for as well."""
+        alone, through = way.fixed + self._site.latency, [shard.threads.use(way.shard_call)]
+        if len(self._shards) == 1:
+            alone = max(alone, worker.threads.alone(self._each * way.worker_call))
+        else:
+            through.append(worker.threads.use(way.worker_call))
+        if self._cpu is not None:
+            through += [self._cpu.use(way.worker_call), self._cpu.use(way.shard_call)]
+        return all_of([self._simulation.timeout(alone), *through])
 
     def _moved(self, way: Way, worker: Port, shard: Port, near: Shared, far: Shared) -> Signal:
         """Happens when a stream is through: when the slowest of all that it goes through has had it."""
         size = self._bytes
-        whole = size * self._each
-        demands = [
-            self._simulation.timeout(size * way.alone),
-            worker.threads.use(whole * way.worker),
-            shard.threads.use(size * way.shard),
-            near.use(whole),
-            far.use(size),
-        ]
+        alone, through = size * way.alone, [shard.threads.use(size * way.shard), far.use(size)]
+        if len(self._shards) == 1:
+            # The worker has no other stream: its end is nobody else's, and takes as long as a division says.
+            alone = max(alone, worker.threads.alone(size * self._each * way.worker), near.alone(size * self._each))
+        else:
+            through += [worker.threads.use(size * way.worker), near.use(size)]
+        demands = [self._simulation.timeout(alone), *through]
         if self._cpu is not None:
             demands += [self._cpu.use(size * way.worker), self._cpu.use(size * way.shard)]
         return all_of(demands)

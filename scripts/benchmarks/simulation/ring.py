@@ -2,7 +2,7 @@
 
 from scripts.benchmarks.simulation.costs import Outcome, RingCosts, Run, Site
 from scripts.benchmarks.simulation.engine import Process, Signal, Simulation
-from scripts.benchmarks.simulation.sharing import Shared
+from scripts.benchmarks.simulation.parameterserver import cores
 
 
 def seconds(workers: int, size: float, costs: RingCosts, site: Site) -> float:
@@ -26,7 +26,7 @@ def seconds(workers: int, size: float, costs: RingCosts, site: Site) -> float:
 def simulate(run: Run, costs: RingCosts, site: Site) -> Outcome:
     """Let it happen; the shards, the mode and the staleness of the run mean nothing here."""
     simulation = Simulation()
-    cpu = None if site.host_cores is None else Shared(simulation, site.host_cores, 1.0)
+    cpu = cores(simulation, site)
     reduced = [Signal() for _ in range(run.steps)]
     arrived = [0] * run.steps
     taken = seconds(run.workers, run.bytes, costs, site)

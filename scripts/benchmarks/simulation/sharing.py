@@ -10,21 +10,23 @@ from scripts.benchmarks.simulation.engine import Signal, Simulation
 class Shared:
     """Egalitarian processor sharing: n demands at once get min(cap, capacity / n) each.
 
-    A demand is done when its share has come to as much as everybody's has since it began: so a heap of these marks is all
+    A demand is done when what everybody has got since it began comes to its amount: so a heap of these marks is all
     that is kept (the virtual time of fair queueing, Demers, Keshav and Shenker 1989), and a change costs O(log n).
 
     Args:
         simulation: whose time it is.
         capacity: units a second of all demands together.
         cap: units a second of one demand at most.
+        friction: what the capacity is divided by while there is too little for all.
 
     Raises:
-        ValueError: a rate is not positive.
+        ValueError: a rate is not positive, or the friction less than 1.
     """
 
-    def __init__(self, simulation: Simulation, capacity: float, cap: float = math.inf) -> None:
-        if not capacity > 0 or not cap > 0:
-            raise ValueError(f"rates are positive, not {capacity} and {cap}")
+    def __init__(self, simulation: Simulation, capacity: float, cap: float = math.inf, friction: float = 1.0) -> None:
+        if not capacity > 0 or not cap > 0 or not friction >= 1:
+            raise ValueError(f"rates are positive, not {capacity} and {cap}; friction is at least 1, not {friction}")
+        self._friction = friction
         self._simulation = simulation
         self._capacity = capacity
         self._cap = cap
@@ -50,8 +52,13 @@ class Shared:
         self._plan_next()
         return done
 
+    def alone(self, amount: float) -> float:
+        """Seconds that a demand would take if it were the only one."""
+        return amount / self._rate(1)
+
     def _rate(self, demands: int) -> float:
-        return min(self._cap, self._capacity / demands)
+        share = self._capacity / demands
+        return self._cap if share >= self._cap else share / self._friction
 
     def _catch_up(self) -> None:
         now = self._simulation.now
