@@ -42,6 +42,7 @@ def shards(*clocks: int, **fields: Any) -> tuple[ShardSight, ...]:
 
 
 ON_STEP = (worker(0), worker(1), worker(2))
+STOPPED = tuple(worker(rank, at_step=3.0) for rank in range(3))
 OF_ONE_WAITED_FOR = shards(18, 17, 18, waiting=(0, 2))
 
 
@@ -116,20 +117,22 @@ def test_a_push_that_has_come_to_one_shard_alone() -> None:
 
 def test_a_shard_that_does_not_answer() -> None:
     lost = (shard(A, 18, 18, 17), ShardSight(address=B, reachable=False, error="refused"))
-    case = Case(job=job(), workers=ON_STEP, shards=lost)
+    case = Case(job=job(), workers=STOPPED, shards=lost)
     said = f"shard {B}, which does not answer; worker 2 is at step 17, workers 0 and 1 are at step 18"
     assert judge(case) == verdict(f"waits for {said}")
+    another_took_over = Case(job=job(), workers=ON_STEP, shards=lost)
+    assert judge(another_took_over) == verdict(f"goes on without {said}", stuck=False)
     both = tuple(ShardSight(address=address, reachable=False) for address in (A, B))
-    case = Case(job=job(), workers=ON_STEP, shards=both)
+    case = Case(job=job(), workers=STOPPED, shards=both)
     assert judge(case).text == f"waits for shards {A} and {B}, which do not answer; workers 0, 1 and 2 are at step 17"
 
 
 def test_a_shard_without_the_group() -> None:
     lost = (shard(A, 18, 18, 18), ShardSight(address=B))
-    text = judge(Case(job=job(), workers=ON_STEP, shards=lost)).text
+    text = judge(Case(job=job(), workers=STOPPED, shards=lost)).text
     assert text.startswith(f"waits for shard {B}, which has no part of its parameters: they were lost there, ")
     empty = (shard(A, 18, 18, 18), shard(B, 0, 0, 0, is_ready=False))
-    assert "which has no values of its parameters" in judge(Case(job=job(), workers=ON_STEP, shards=empty)).text
+    assert "which has no values of its parameters" in judge(Case(job=job(), workers=STOPPED, shards=empty)).text
 
 
 def test_a_group_that_is_about_to_be_made_is_not_missed() -> None:
@@ -222,5 +225,13 @@ def test_a_job_in_the_hands_of_another_service() -> None:
     unknown = tuple(WorkerSight(rank=rank, step=5) for rank in range(3))
     found = judge(Case(job=job(shards=0), workers=unknown))
     assert found.text.startswith("is in the hands of another training service")
-    found = judge(Case(job=job(), workers=unknown, shards=OF_ONE_WAITED_FOR))
-    assert found.text.startswith("is not stuck: worker 1 is at step 17, "), "the shards know"
+    found = judge(Case(job=job(), workers=unknown, shards=shards(17, 17, 17)))
+    assert found.text.endswith(", which alone hears its workers; workers 0, 1 and 2 are at step 17")
+    seen = tuple(
+        replace(each, members=tuple(replace(member, seen=60.0) for member in each.members))
+        for each in OF_ONE_WAITED_FOR
+    )
+    said = "worker 1, of which shards last heard 42 s ago, at step 17; workers 0 and 2 are at step 18"
+    assert judge(Case(job=job(), workers=unknown, shards=seen, now=102.0)) == verdict(f"waits for {said}", 1)
+    found = judge(Case(job=job(), workers=unknown, shards=OF_ONE_WAITED_FOR, now=102.0))
+    assert found.text.startswith("waits for worker 1, of which no shard has heard yet, at step 17; ")

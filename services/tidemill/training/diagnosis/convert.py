@@ -58,7 +58,7 @@ def to_explanation(found: Explanation) -> pb.JobExplanation:
         shards=[_to_shard(shard) for shard in case.shards],
         meeting=_to_meeting(case.meeting) if case.meeting else None,
         before=case.before,
-        time=to_time(found.time),
+        time=to_time(case.now),
     )
 
 

@@ -20,8 +20,6 @@ class Explanation:
 
     case: Case
     verdict: Verdict
-    time: float
-    """When, seconds since the epoch."""
 
 
 class Inquiry:
@@ -61,8 +59,9 @@ class Inquiry:
             )
         )
         before = await self._before(job) if job.state is State.PENDING else ()
-        case = Case(job=job, workers=team.workers, shards=tuple(shards), meeting=team.meeting, before=before)
-        return Explanation(case=case, verdict=judge(case), time=self._clock.now())
+        now = self._clock.now()
+        case = Case(job=job, workers=team.workers, shards=tuple(shards), meeting=team.meeting, before=before, now=now)
+        return Explanation(case=case, verdict=judge(case))
 
     async def _before(self, job: Job) -> tuple[str, ...]:
         """Names of the jobs at work, and then of those that wait longer than `job`."""

@@ -11,7 +11,7 @@ class Condition(Enum):
     """How a worker is."""
 
     UNKNOWN = "unknown"
-    """Another service looks after it."""
+    """Another service looks after it, or nobody needs to any more."""
     ABSENT = "absent"
     """There is no process yet."""
     STARTING = "starting"
@@ -105,6 +105,8 @@ class Case:
     meeting: MeetingSight | None = None
     before: tuple[str, ...] = ()
     """Names of the jobs that come before it while it waits for its turn."""
+    now: float = 0.0
+    """This moment, seconds since the epoch."""
     positions: dict[int, int] = field(init=False)
     """Step that each rank is at, by what is known of it where most is known."""
 

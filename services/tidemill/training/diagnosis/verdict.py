@@ -12,6 +12,8 @@ USUAL = 5.0
 """That many times as long as usual a step must take before its worker counts as slow."""
 START = 30.0
 """Seconds that a worker's start, or its first step, may take before something must be wrong."""
+FRESH = 2.0
+"""Seconds within which a worker that makes quick steps has told of another one: signs of life come each second."""
 _TRAINING = (State.STARTING, State.RUNNING, State.PAUSING)
 _UNSEEN = (Condition.SILENT, Condition.ENDED, Condition.ABSENT, Condition.STARTING)
 
@@ -90,8 +92,8 @@ def _unreachable(case: Case) -> Verdict | None:
     if not gone or not _trains(case):
         return None
     verb = "does" if len(gone) == 1 else "do"
-    text = f"waits for {_places(gone)}, which {verb} not answer"
-    return Verdict(text=text + _where(case, _ranks_of(case)), is_stuck=True)
+    text = f"{_despite(case)} {_places(gone)}, which {verb} not answer"
+    return Verdict(text=text + _where(case, _ranks_of(case)), is_stuck=not _advances(case))
 
 
 def _lost(case: Case) -> Verdict | None:
@@ -101,8 +103,12 @@ def _lost(case: Case) -> Verdict | None:
         return None
     has = "has" if len(empty) == 1 else "have"
     what = "no values of its parameters" if all(shard.has_part for shard in empty) else "no part of its parameters"
-    text = f"waits for {_places(empty)}, which {has} {what}: they were lost there, or never came"
-    return Verdict(text=text + _where(case, _ranks_of(case)), is_stuck=True)
+    text = f"{_despite(case)} {_places(empty)}, which {has} {what}: they were lost there, or never came"
+    return Verdict(text=text + _where(case, _ranks_of(case)), is_stuck=not _advances(case))
+
+
+def _despite(case: Case) -> str:
+    return "goes on without" if _advances(case) else "waits for"
 
 
 def _is_beginning(case: Case) -> bool:
@@ -188,11 +194,30 @@ def _still(case: Case) -> Verdict | None:
 
 
 def _elsewhere(case: Case) -> Verdict | None:
-    if any(worker.condition is not Condition.UNKNOWN for worker in case.workers):
+    """Another service hears the workers: what the shards know must do."""
+    if not _trains(case) or not case.workers or any(w.condition is not Condition.UNKNOWN for w in case.workers):
         return None
-    if _trains(case) and not _laggards(case) and not case.shards:
-        return Verdict(text="is in the hands of another training service, which alone hears its workers: ask there")
-    return None
+    laggards = _laggards(case)
+    if not laggards:
+        text = "is in the hands of another training service, which alone hears its workers"
+        return Verdict(text=text + _where(case, _ranks_of(case)))
+    ages = {rank: _age(case, rank) for rank in laggards}
+    named = " and ".join(f"worker {rank}, {_met(age)}, at step {case.positions[rank]}" for rank, age in ages.items())
+    return Verdict(
+        text=f"waits for {named}" + _where(case, _others(case, laggards)),
+        is_stuck=any(age is None or age > START for age in ages.values()),
+        culprits=laggards,
+    )
+
+
+def _age(case: Case, rank: int) -> float | None:
+    """Seconds since some shard has heard of a worker; None = none ever has."""
+    seen = [member.seen for shard in case.shards for member in shard.members if member.worker == rank and member.seen]
+    return max(0.0, case.now - max(seen)) if seen else None
+
+
+def _met(age: float | None) -> str:
+    return "of which no shard has heard yet" if age is None else f"of which shards last heard {_seconds(age)} ago"
 
 
 def _well(case: Case) -> Verdict:
@@ -228,6 +253,15 @@ def _needed(case: Case) -> list[WorkerSight]:
     if _trains(case):
         return list(case.workers)
     return [worker for worker in case.workers if worker.rank == 0 and case.job.state is State.FINISHING]
+
+
+def _advances(case: Case) -> bool:
+    """Whether all workers make steps at their usual pace."""
+    needed = _needed(case)
+    return bool(needed) and all(
+        worker.condition is Condition.ALIVE and worker.pace and (worker.at_step or 0.0) < max(FRESH, 2 * worker.pace)
+        for worker in needed
+    )
 
 
 def _laggards(case: Case) -> tuple[int, ...]:

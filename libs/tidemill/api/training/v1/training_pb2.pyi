@@ -1118,7 +1118,7 @@ class WorkerSight(_message.Message):
     class _ConditionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WorkerSight._Condition.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         CONDITION_UNSPECIFIED: WorkerSight._Condition.ValueType  # 0
-        """Not known here: another training service looks after it."""
+        """Not known: the job is at rest, or another training service looks after its workers."""
         CONDITION_ABSENT: WorkerSight._Condition.ValueType  # 1
         """There is no process yet."""
         CONDITION_STARTING: WorkerSight._Condition.ValueType  # 2
@@ -1134,7 +1134,7 @@ class WorkerSight(_message.Message):
         """How it is."""
 
     CONDITION_UNSPECIFIED: WorkerSight.Condition.ValueType  # 0
-    """Not known here: another training service looks after it."""
+    """Not known: the job is at rest, or another training service looks after its workers."""
     CONDITION_ABSENT: WorkerSight.Condition.ValueType  # 1
     """There is no process yet."""
     CONDITION_STARTING: WorkerSight.Condition.ValueType  # 2
