@@ -18,11 +18,13 @@ JOB = spec(
     model={"name": "mlp", "parameters": {"hidden": [64], "dropout": 0.1}},
     workers=2,
     shards=1,
-    epochs=100,
+    epochs=24,
     batch_size=8,
     seed=7,
     optimizer={"name": "momentum", "parameters": {"learning_rate": 0.01}},
 )
+STEPS = 24 * 15
+"""All of them."""
 
 
 @asynccontextmanager
@@ -35,7 +37,7 @@ async def platform(neighbours: World, count: int) -> AsyncIterator[tuple[Trainin
             return len(await neighbours.registry.list_instances("parameters")) == count
 
         await until(announced)
-        async with neighbours.training(worker_command=(), shard_wait_seconds=60.0) as client:
+        async with neighbours.training(worker_command=(), shard_wait_seconds=60.0, max_running=2) as client:
             yield client, running
 
 
@@ -49,28 +51,30 @@ def quality(job: pb.Job) -> list[Any]:
     return [(epoch.epoch, epoch.validation, epoch.best, epoch.samples) for epoch in job.epochs]
 
 
-@pytest.mark.parametrize("strategy", ["parameter_server", "all_reduce"])
-async def test_paused_stopped_and_resumed_elsewhere_is_as_good_as_never_paused(tmp_path: Path, strategy: str) -> None:
-    given = {**JOB, "strategy": strategy} | ({"shards": 0} if strategy == "all_reduce" else {})
+async def test_paused_stopped_and_resumed_elsewhere_is_as_good_as_never_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIDEMILL_WORKER_HEARTBEAT_SECONDS", "0.1")
     async with world(tmp_path, shard_count=0) as neighbours:
         async with platform(neighbours, 1) as (client, running):
-            straight = await ended(client, await client.create_job(given, "straight"), State.STATE_SUCCEEDED)
-            job = await client.create_job(given, "broken")
+            straight = await client.create_job(JOB, "straight")
+            job = await client.create_job(JOB, "broken")
             async for seen in client.watch_job(job.name):
-                if seen.progress.step > 20:
+                if seen.progress.step:
                     break
             await client.pause_job(job.name)
             paused = await state(client, job, State.STATE_PAUSED)
-            assert 20 < paused.progress.step < 1500, "it is under way"
+            assert 0 < paused.progress.step < STEPS, "it is under way"
             assert not alive(seen), "no process is left"
-            assert not [group async for group in running.admin.list_groups()], "no memory of shards is used"
+            groups = [group.name async for group in running.admin.list_groups()]
+            assert not [name for name in groups if name.startswith("groups/broken")], "no memory of shards is used"
+            straight = await ended(client, straight, State.STATE_SUCCEEDED)
         async with platform(neighbours, 2) as (client, _):
             assert (await client.get_job(job.name)).state == State.STATE_PAUSED
-            resumed = await client.resume_job(job.name, shards=2 if given["shards"] else 0)
-            assert resumed.state != State.STATE_PAUSED
+            await client.resume_job(job.name, shards=2)
             done = await ended(client, job, State.STATE_SUCCEEDED)
             lines = [line.text async for line in client.logs(job.name)]
-        assert done.spec.shards == 2 * given["shards"]
+        assert (straight.spec.shards, done.spec.shards) == (1, 2)
         assert quality(done) == quality(straight)
         assert done.result.test == straight.result.test
         assert done.result.best_epoch == straight.result.best_epoch

@@ -12,6 +12,7 @@ on when it is there.
     epoch      waits for the gate `epoch-N` before it reports epoch N
     export     waits for the gate `export` before it reports the result
     chatty     prints many lines                       worse    every epoch is worse than the one before
+    deaf       does not pause when it is told to       mortal   kills itself when it is told to
 """
 
 import asyncio
@@ -82,14 +83,14 @@ class Worker:
             return
         if response.stop:
             raise Stop
-        if response.pause:
+        if response.pause and not self.does("deaf"):
+            if self.does("mortal"):
+                os.kill(os.getpid(), signal.SIGKILL)
             await self.pause()
             raise Stop
 
     async def pause(self) -> None:
         """Keep the state, and go no further."""
-        if self.does("deaf"):
-            return
         kept = await self.keep("checkpoint", f"state of {self.task.job} {self.step}".encode()) if self.step else ""
         say(f"kept {self.step}")
         await self.client.report_checkpoint(kept, self.step, paused=True)

@@ -150,7 +150,14 @@ class Desk:
             FailedPrecondition: it is not at rest yet, or has ended.
             Invalid: it cannot have so many shards.
         """
-        return await self._change(identifier, lambda job, now: resume(job, shards, now))
+
+        def resumed(job: Job, now: float) -> Job:
+            wanted = resume(job, shards, now)
+            if wanted.spec.shards != job.spec.shards:
+                checks.complete(wanted.spec)  # not every rule works on many shards
+            return wanted
+
+        return await self._change(identifier, resumed)
 
     async def _change(self, identifier: str, make: Callable[[Job, float], Job]) -> Job:
         """A job after `make` has changed it; `make` returns the job itself when there is nothing to change."""
