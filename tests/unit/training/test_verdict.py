@@ -73,6 +73,9 @@ def test_a_dead_worker_and_one_that_follows_it() -> None:
     case = Case(job=job(), workers=new, shards=OF_ONE_WAITED_FOR)
     said = "worker 1, started 2.5 s ago and not heard of yet; workers 0 and 2 are at step 18"
     assert judge(case) == verdict(f"waits for {said}", 1, stuck=False)
+    both = tuple(worker(rank, condition=Condition.STARTING, step=0, silence=2.5) for rank in range(2))
+    case = Case(job=job(State.STARTING, workers=2), workers=both)
+    assert judge(case).text == "waits for workers 0 and 1, started 2.5 s ago and not heard of yet"
     late = with_one(condition=Condition.STARTING, phase="starting", step=0, silence=99.0)
     assert judge(Case(job=job(), workers=late, shards=OF_ONE_WAITED_FOR)).is_stuck
     absent = with_one(condition=Condition.ABSENT, phase="starting", pid=0, silence=1.0)
@@ -112,7 +115,7 @@ def test_a_push_that_has_come_to_one_shard_alone() -> None:
         " push under way; workers 0 and 2 are at step 18"
     )
     assert case.workers[1].in_flight == 4096
-    assert case.workers[0].waits_for == "version 18"
+    assert (case.workers[0].waits_for, case.workers[0].step) == ("version 18", 18)
 
 
 def test_a_shard_that_does_not_answer() -> None:

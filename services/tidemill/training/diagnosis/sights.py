@@ -115,7 +115,8 @@ class Case:
         for rank, known in _by_rank(self.shards).items():
             clocks[rank] = max(clocks.get(rank, 0), min(member.clock for member in known))
         object.__setattr__(self, "positions", clocks)
-        object.__setattr__(self, "workers", tuple(joined(self.workers, self.shards)))
+        workers = [replace(worker, step=clocks[worker.rank]) for worker in joined(self.workers, self.shards)]
+        object.__setattr__(self, "workers", tuple(workers))
 
 
 def joined(workers: Iterable[WorkerSight], shards: Sequence[ShardSight]) -> list[WorkerSight]:

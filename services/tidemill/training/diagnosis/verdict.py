@@ -125,7 +125,10 @@ def _unseen(case: Case) -> Verdict | None:
         return None
     found.sort(key=lambda worker: (_UNSEEN.index(worker.condition), worker.rank))
     free = any(shard.mode == "asp" for shard in case.shards) and len(found) < len(_needed(case))
-    named = " and ".join(f"worker {worker.rank}, {_state(case, worker)}" for worker in found)
+    alike: dict[str, list[int]] = {}
+    for worker in found:
+        alike.setdefault(_state(case, worker), []).append(worker.rank)
+    named = " and ".join(f"{_ranks(same)}, {state}" for state, same in alike.items())
     ranks = tuple(sorted(worker.rank for worker in found))
     starting = all(worker.condition in (Condition.STARTING, Condition.ABSENT) for worker in found)
     is_stuck = not starting or any((worker.silence or 0.0) > START for worker in found)
