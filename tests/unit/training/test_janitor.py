@@ -15,6 +15,7 @@ from tidemill import errors
 from tidemill.kv.base import Kv
 from tidemill.kv.sqlite import SqliteKv
 from tidemill.training.changes import Changes
+from tidemill.training.diagnosis.sights import ShardSight
 from tidemill.training.janitor import GROUP_LIFE, INTERVAL, Janitor
 from tidemill.training.jobs import Job, cancel
 from tidemill.training.peers import Entry
@@ -29,6 +30,9 @@ class FakeShards:
         self.away = False
         self.asked = 0
         self.deleted: list[tuple[str, tuple[str, ...]]] = []
+
+    async def look(self, group: str, address: str) -> ShardSight:
+        raise AssertionError("not asked here")
 
     async def delete_group(self, group: str, addresses: Sequence[str]) -> None:
         self.asked += 1
