@@ -3,7 +3,7 @@
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -13,6 +13,8 @@ from tidemill.clients.backoff import Backoff
 from tidemill.clients.patience import is_broken
 
 T = TypeVar("T")
+LONGEST_PAUSE = 0.5
+"""Seconds between two attempts: a shard that is back should not stay idle, and there are not many who ask."""
 
 
 class Calls:
@@ -20,21 +22,35 @@ class Calls:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._open: set[Any] = set()
+        self._open: dict[Any, int] = {}
+        self._dropped: set[int] = set()
         self._ended = threading.Event()
 
     @contextmanager
-    def open(self, call: Any) -> Iterator[Any]:
-        """`call`, a future of gRPC, cancelled when the operation ends before the block does."""
+    def open(self, call: Any, shard: int = -1) -> Iterator[Any]:
+        """`call`, a future of gRPC, cancelled when the operation ends before the block does.
+
+        Args:
+            call: the future.
+            shard: to which it goes, for `drop`.
+        """
         with self._lock:
-            self._open.add(call)
-        if self._ended.is_set():
+            self._open[call] = shard
+        if self._ended.is_set() or shard in self._dropped:
             call.cancel()
         try:
             yield call
         finally:
             with self._lock:
-                self._open.discard(call)
+                self._open.pop(call, None)
+            call.cancel()
+
+    def drop(self, shard: int) -> None:
+        """Cancel what goes to one shard."""
+        with self._lock:
+            self._dropped.add(shard)
+            calls = [call for call, to in self._open.items() if to == shard]
+        for call in calls:
             call.cancel()
 
     def end(self) -> None:
@@ -67,7 +83,7 @@ class Fanout:
         self._closed = False
         self._pool = ThreadPoolExecutor(shards, thread_name_prefix=name)
 
-    def run(self, operation: Callable[[int, Calls], T]) -> list[T]:
+    def run(self, operation: Callable[[int, Calls], T], shards: Sequence[int] | None = None) -> list[T]:
         """The result of `operation(shard, calls)` for each shard, in order; the first error ends the others.
 
         It runs in the caller's context (trace, deadline), and again after a passing fault: it must be safe to repeat.
@@ -79,7 +95,7 @@ class Fanout:
         futures: list[Future[T]] = []
         with self._begun() as calls:
             try:
-                for shard in range(self._shards):
+                for shard in range(self._shards) if shards is None else shards:
                     context = contextvars.copy_context()
                     futures.append(self._pool.submit(context.run, self._repeat, operation, shard, calls))
                 done, _ = wait(futures, return_when=FIRST_EXCEPTION)
@@ -88,6 +104,12 @@ class Fanout:
                 calls.end()
                 wait(futures)
         return [future.result() for future in failed or futures]
+
+    def drop(self, shard: int) -> None:
+        """Cancel the calls to one shard that run now."""
+        with self._changed:
+            for calls in self._running:
+                calls.drop(shard)
 
     def close(self) -> None:
         """Let what runs end with `Cancelled`, and take nothing more; returns when it has ended."""
@@ -113,7 +135,7 @@ class Fanout:
                 self._changed.notify_all()
 
     def _repeat(self, operation: Callable[[int, Calls], T], shard: int, calls: Calls) -> T:
-        backoff = Backoff()
+        backoff = Backoff(limit=LONGEST_PAUSE)
         trouble: float | None = None
         while True:
             started = time.monotonic()

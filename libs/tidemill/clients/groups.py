@@ -12,6 +12,7 @@ from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.api.tensors.v1 import tensors_pb2
+from tidemill.clients.replicas import BACKUP, COPIES
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, Caller
 from tidemill.tensors import blocks
 
@@ -69,17 +70,21 @@ class ParametersAdmin:
             l1: weight of the parameters' magnitudes in the loss; 0 = none.
             schedule: name of how the learning rate changes with the steps.
             schedule_parameters: its parameters; those that are missing have defaults.
-            durability: `none`, or `wal`: what was acknowledged is there again when a shard was restarted.
+            durability: `none`; `wal`: what was acknowledged is there again when a shard was restarted; or `replicated`:
+                the next shard has a copy.
             fsync: for `wal`: whether that also holds for the end of the machine.
 
         Raises:
-            FailedPrecondition: reason NO_DATA_DIRECTORY, a shard cannot keep a log.
+            FailedPrecondition: reason NO_DATA_DIRECTORY, a shard cannot keep a log; or NO_BACKUP, there is but one.
             Invalid: some argument is wrong.
             AlreadyExists: there is another group of this name.
             Exhausted: a shard has no room for it.
         """
         total = blocks.total(shape for _, shape in tensors)
-        parts = blocks.assign(blocks.cut(total), len(self._stubs))
+        count = len(self._stubs)
+        if durability == "replicated" and count < COPIES:
+            raise errors.FailedPrecondition("copies need two shards", reason="NO_BACKUP")
+        parts = blocks.assign(blocks.cut(total), count)
         chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
         way = pb.Consistency(mode=_mode(mode), staleness=staleness, arrival_order=arrival_order)
         specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
@@ -100,7 +105,14 @@ class ParametersAdmin:
             )
             for shard, part in enumerate(parts)
         ]
-        return await self._all("CreateGroup", [pb.CreateGroupRequest(group=group) for group in groups])
+        made = await self._all("CreateGroup", [pb.CreateGroupRequest(group=group) for group in groups])
+        if durability == "replicated":
+            # After the first copies: whoever finds a second one alone takes the first one for lost.
+            for group in groups:
+                group.name = f"{name}{BACKUP}"
+            backups = [groups[-1], *groups[:-1]]
+            await self._all("CreateGroup", [pb.CreateGroupRequest(group=group) for group in backups])
+        return made
 
     async def get_group(self, name: str) -> list[pb.Group]:
         """Each shard's part of the group `groups/{group}`. Raises NotFound when a shard has none."""
@@ -119,8 +131,10 @@ class ParametersAdmin:
                 return
 
     async def delete_group(self, name: str) -> None:
-        """Delete every shard's part of a group. Raises NotFound when no shard had one."""
-        calls = (self._unary(shard, "DeleteGroup", pb.DeleteGroupRequest(name=name)) for shard in self._shards)
+        """Delete every shard's part of a group, and its copies. Raises NotFound when no shard had one."""
+        names = [name] if name.endswith(BACKUP) else [name, f"{name}{BACKUP}"]
+        requests = [pb.DeleteGroupRequest(name=one) for one in names]
+        calls = (self._unary(shard, "DeleteGroup", request) for shard in self._shards for request in requests)
         results = await asyncio.gather(*calls, return_exceptions=True)
         failures = [result for result in results if isinstance(result, BaseException)]
         serious = [failure for failure in failures if not isinstance(failure, errors.NotFound)]
@@ -175,7 +189,11 @@ def _mode(name: str) -> pb.Consistency.Mode.ValueType:
 
 
 def _durability(name: str) -> pb.Durability.Mode.ValueType:
-    modes = {"none": pb.Durability.MODE_NONE, "wal": pb.Durability.MODE_WAL}
+    modes = {
+        "none": pb.Durability.MODE_NONE,
+        "wal": pb.Durability.MODE_WAL,
+        "replicated": pb.Durability.MODE_REPLICATED,
+    }
     if name not in modes:
         raise errors.invalid("durability", f"must be one of {', '.join(modes)}, not {name[:40]!r}")
     return modes[name]

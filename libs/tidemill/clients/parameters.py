@@ -1,11 +1,12 @@
 """Parameter groups from Python: made by `ParametersAdmin`, filled, pulled and pushed to by `ParametersClient`."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
@@ -17,6 +18,7 @@ from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.groupstate import GroupState
+from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.sharedmemory import Segments, SharedSegment
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
@@ -36,6 +38,7 @@ Array: TypeAlias = blocks.Array
 LATEST = -1
 """Asks a pull for the latest version that all shards have."""
 FLOAT = np.dtype("<f4")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class ParametersClient:
         codec: how gradients travel in messages; what is shared is exact in any case. `auto` = the first pushes are
             exact and timed, then `choice` says what was chosen, and why.
         codec_parameters: of the codec; those that are missing have defaults.
+        arbiter: of a replicated group: decides which copy goes on alone when the other one is gone.
 
     Raises:
         Invalid: there is no such codec, or a parameter of it is wrong.
@@ -103,21 +107,27 @@ class ParametersClient:
         shared: bool = True,
         codec: str = EXACT,
         codec_parameters: Mapping[str, float | bool] | None = None,
+        arbiter: Arbiter | None = None,
     ) -> None:
         self.group = group
+        self._replicas = Replicas(len(addresses), arbiter, self._lost)
+        if arbiter is not None and codec != EXACT:
+            shared = False  # both copies must get the same, to the bit
         self.codec = EXACT if codec == AUTO else codec
         self.choice: Choice | None = None
         self._tuner = Tuner() if codec == AUTO else None
         self._codec_parameters = dict(codec_parameters or {})
         self._last: tuple[tuple[int, int, int], _Encoded | None] = (-1, -1, -1), None
         self._codec = None if self.codec == EXACT else catalogue.make(codec, codec_parameters)
-        self._segments = Segments(len(addresses) if shared else 0)
+        endpoints = [*addresses, *rotated(addresses)][: self._replicas.endpoints]
+        self._shards = len(addresses)
+        self._segments = Segments(len(endpoints) if shared else 0)
         self._tracer = tracer
-        self._up = Fanout(len(addresses), patience, "push")
-        self._down = Fanout(len(addresses), patience, "pull")
+        self._up = Fanout(len(endpoints), patience, "push")
+        self._down = Fanout(len(endpoints), patience, "pull")
         options = channel_options([SERVICE], own_connection=True)
-        self._channels = [grpc.insecure_channel(address, options) for address in (*addresses, *addresses)]
-        pushing, pulling = self._channels[: len(addresses)], self._channels[len(addresses) :]
+        self._channels = [grpc.insecure_channel(address, options) for address in (*endpoints, *endpoints)]
+        pushing, pulling = self._channels[: len(endpoints)], self._channels[len(endpoints) :]
         # Requests with bulk data are written by `frame`: they are bytes already.
         self._load: list[Any] = [
             c.stream_unary(f"/{SERVICE.full_name}/Load", None, pb.Group.FromString) for c in pushing
@@ -151,6 +161,8 @@ class ParametersClient:
         way = groups[0].consistency
         rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
         layout = Layout(tensors, parts, groups[0].workers, rounds)
+        if groups[0].durability.mode == pb.Durability.MODE_REPLICATED and self._replicas.endpoints == self._shards:
+            raise errors.FailedPrecondition(f"{self.group} has copies: an arbiter is needed", reason="NO_ARBITER")
         held = sorted((block for part in parts for block in part), key=lambda block: block.index)
         ends = [0, *(block.offset + block.elements for block in held)]
         fits = all(g.shard == shard and g.shards == len(groups) for shard, g in enumerate(groups))
@@ -191,15 +203,15 @@ class ParametersClient:
         """
         values = self._vector(flat)
 
-        def load(shard: int, calls: Calls) -> None:
+        def load(endpoint: int, calls: Calls) -> None:
             def requests() -> Iterator[bytes]:
-                yield pb.LoadRequest(name=self.group).SerializeToString()
-                for data in self._chunks(shard, lambda block: values[block.slice].data.cast("B")):
+                yield pb.LoadRequest(name=self._name(endpoint)).SerializeToString()
+                for data in self._chunks(endpoint, lambda block: values[block.slice].data.cast("B")):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
 
-            self._call(self._load[shard], requests(), calls)
+            self._call(endpoint, self._load[endpoint], requests(), calls)
 
-        self._up.run(load)
+        self._everywhere(load)
 
     def push(self, flat: Array | None, *, worker: int, step: int, attempt: int = 0, samples: int = 1) -> PushOutcome:
         """Hand in one worker's gradients for one step.
@@ -218,18 +230,20 @@ class ParametersClient:
             NotFound: the group is not there (any more).
         """
         values = self._vector(flat) if samples else None
-        header = pb.PushHeader(name=self.group, worker=worker, step=step, attempt=attempt, samples=samples)
+        header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
         if values is not None and self._tuner is not None and self._tuner.is_due:
             self._tune(self._tuner, values)
         sent: dict[int, tuple[int, float]] = {}
         data = None if values is None else self._encoded(values, (worker, step, attempt))
 
-        def push(shard: int, calls: Calls) -> pb.PushResponse:
-            segment = None if values is None else self._segment(shard, worker, attempt, calls)
+        def push(endpoint: int, calls: Calls) -> pb.PushResponse:
+            shard = endpoint % self._shards
+            segment = None if values is None else self._segment(endpoint, worker, attempt, calls)
             if segment is not None and not segment.free_for(step):
                 segment = None  # what lies there may still be needed
             own = pb.PushHeader()
             own.CopyFrom(header)
+            own.name, own.term = self._name(endpoint), self._replicas.term(shard)
             own.shared = segment is not None
             if segment is None and self.codec != EXACT:
                 own.codec = self.codec
@@ -240,19 +254,21 @@ class ParametersClient:
             def requests() -> Iterator[bytes]:
                 yield pb.PushRequest(header=own).SerializeToString()
                 if data is not None and segment is None:
-                    for piece in self._chunks(shard, data):
+                    for piece in self._chunks(endpoint, data):
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
 
             begun = time.monotonic()
-            with self._segments.checked(shard):
-                response: pb.PushResponse = self._call(self._push[shard], requests(), calls)
+            with self._segments.checked(endpoint):
+                response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(), calls)
+            self._replicas.seen(shard, response.term)
             if segment is None:
-                sent[shard] = 4 * sum(block.elements for block in self.layout.parts[shard]), time.monotonic() - begun
+                size = 4 * sum(block.elements for block in self.layout.parts[shard])
+                sent[endpoint] = size, time.monotonic() - begun
             if segment is not None and (response.version > step or not self.layout.rounds):
                 segment.free()
             return response
 
-        responses = self._up.run(push)
+        responses = self._everywhere(push)
         if values is not None and self._tuner is not None and self._tuner.choice is None:
             self._time(self._tuner, header, sent)
         return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
@@ -299,9 +315,9 @@ class ParametersClient:
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
             wanted = min(self.versions()) if version == LATEST and layout.rounds else version
-            request = pb.PullRequest(name=self.group, version=wanted, worker=worker, attempt=attempt)
+            request = pb.PullRequest(version=wanted, worker=worker, attempt=attempt)
             try:
-                self._down.run(partial(self._receive, request, flat, vector, ends))
+                self._anywhere(self._down, partial(self._receive, request, flat, vector, ends))
             except errors.OutOfRange:
                 if version != LATEST:
                     raise
@@ -349,29 +365,30 @@ class ParametersClient:
         values = self._vector(state.flat)
         position = pb.Position(version=state.version, steps=state.steps, clocks=state.clocks, samples=state.samples)
 
-        def load(shard: int, calls: Calls) -> None:
+        def load(endpoint: int, calls: Calls) -> None:
             def requests() -> Iterator[bytes]:
-                yield pb.LoadRequest(name=self.group, position=position).SerializeToString()
-                for data in self._chunks(shard, lambda block: values[block.slice].data.cast("B")):
+                yield pb.LoadRequest(name=self._name(endpoint), position=position).SerializeToString()
+                for data in self._chunks(endpoint, lambda block: values[block.slice].data.cast("B")):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
                 for name, arrays in sorted(state.state.items()):
-                    for block in self.layout.parts[shard]:
+                    for block in self.layout.parts[endpoint % self._shards]:
                         if block.index in arrays:
                             piece = pb.BlockData(block=block.index, data=arrays[block.index].astype(FLOAT).tobytes())
                             yield pb.LoadRequest(state=name, block=piece).SerializeToString()
 
-            self._call(self._load[shard], requests(), calls)
+            self._call(endpoint, self._load[endpoint], requests(), calls)
 
-        self._up.run(load)
+        self._everywhere(load)
 
     def _saved(self, *, parameters: bool) -> tuple[pb.Position, dict[str, dict[int, Array]]]:
-        request = pb.PullStateRequest(name=self.group, parameters=parameters)
-
-        def receive(shard: int, calls: Calls) -> tuple[pb.Position, list[tuple[str, int, Array]]]:
-            stub, rows, position = self._pulling[shard], [], pb.Position()
+        def receive(endpoint: int, calls: Calls) -> tuple[pb.Position, list[tuple[str, int, Array]]]:
+            stub, rows, position = self._pulling[endpoint], [], pb.Position()
+            request = pb.PullStateRequest(name=self._name(endpoint), parameters=parameters)
             with (
                 call_context(self._tracer, stub.PullState) as metadata,
-                calls.open(stub.PullState(request, metadata=metadata, timeout=deadline.timeout(None))) as call,
+                calls.open(
+                    stub.PullState(request, metadata=metadata, timeout=deadline.timeout(None)), endpoint
+                ) as call,
             ):
                 for response in call:
                     if response.HasField("position"):
@@ -381,7 +398,7 @@ class ParametersClient:
                         rows.append((response.state, response.block.block, values))
             return position, rows
 
-        results = self._down.run(receive)
+        results = self._anywhere(self._down, receive)
         first = results[0][0]
         if any(position != first for position, _ in results):
             raise errors.Stale("a step was made while the state was read: ask again", reason="VERSION_SKEW")
@@ -393,6 +410,7 @@ class ParametersClient:
 
     def close(self) -> None:
         """Close the connections; operations at work in other threads end with `Cancelled`."""
+        self._replicas.close()
         self._up.close()
         self._down.close()
         self._segments.close()
@@ -408,12 +426,59 @@ class ParametersClient:
         self.close()
 
     def _groups(self) -> list[pb.Group]:
-        def get(shard: int, calls: Calls) -> pb.Group:
-            method = self._pulling[shard].GetGroup
-            group: pb.Group = self._call(method, pb.GetGroupRequest(name=self.group), calls, DEFAULT_TIMEOUT)
-            return group
+        # A pull may wait for long in the other threads.
+        return self._anywhere(self._up, self._get)
 
-        return self._up.run(get)  # a pull may wait for long in the other threads
+    def _get(self, endpoint: int, calls: Calls) -> pb.Group:
+        request = pb.GetGroupRequest(name=self._name(endpoint))
+        group: pb.Group = self._call(endpoint, self._pulling[endpoint].GetGroup, request, calls, DEFAULT_TIMEOUT)
+        return group
+
+    def _name(self, endpoint: int) -> str:
+        return self.group if endpoint < self._shards else f"{self.group}{BACKUP}"
+
+    def _anywhere(self, fanout: Fanout, operation: Callable[[int, Calls], T]) -> list[T]:
+        """What one copy of each shard answers."""
+        while True:
+            try:
+                with self._replicas.waiting():
+                    return fanout.run(partial(self._watched, operation), self._replicas.first())
+            except Moved:
+                continue
+
+    def _everywhere(self, operation: Callable[[int, Calls], T]) -> list[T]:
+        """What all copies answer that count."""
+
+        def counted(endpoint: int, calls: Calls) -> T | None:
+            try:
+                return self._watched(operation, endpoint, calls)
+            except Moved:
+                return None
+
+        with self._replicas.waiting():
+            return [answer for answer in self._up.run(counted, self._replicas.all()) if answer is not None]
+
+    def _watched(self, operation: Callable[[int, Calls], T], endpoint: int, calls: Calls) -> T:
+        """An operation on one copy, whose end is noticed."""
+        try:
+            answer = operation(endpoint, calls)
+        except errors.TidemillError as error:
+            self._replicas.failed(endpoint, error, partial(self._misses, calls))
+            raise
+        self._replicas.well(endpoint)
+        return answer
+
+    def _misses(self, calls: Calls, endpoint: int) -> bool:
+        """Whether a copy has no values."""
+        try:
+            return self._get(endpoint, calls).state != pb.Group.STATE_READY
+        except errors.TidemillError:
+            return True
+
+    def _lost(self, endpoint: int) -> None:
+        """Let calls to a copy that does not count any more end."""
+        self._up.drop(endpoint)
+        self._down.drop(endpoint)
 
     def _vector(self, flat: Array | None) -> Array:
         elements = self.layout.elements
@@ -432,17 +497,20 @@ class ParametersClient:
 
     def _time(self, tuner: Tuner, header: pb.PushHeader, sent: Mapping[int, tuple[int, float]]) -> None:
         """Tell the tuner of an exact push: per shard the bytes in messages, and the seconds that they took."""
-        empty = pb.PushHeader()
-        empty.CopyFrom(header)
-        empty.samples = 0
 
-        def repeat(shard: int, calls: Calls) -> float:
+        def repeat(endpoint: int, calls: Calls) -> float:
+            empty = pb.PushHeader()
+            empty.CopyFrom(header)
+            empty.name, empty.term = self._name(endpoint), self._replicas.term(endpoint % self._shards)
+            empty.samples = 0
             begun = time.monotonic()  # a repetition: it changes nothing, and nothing is to be said but that
-            self._call(self._push[shard], iter([pb.PushRequest(header=empty).SerializeToString()]), calls)
+            request = iter([pb.PushRequest(header=empty).SerializeToString()])
+            self._call(endpoint, self._push[endpoint], request, calls)
             return time.monotonic() - begun
 
         seconds = max((taken for _, taken in sent.values()), default=0.0)
-        tuner.pushed(sum(size for size, _ in sent.values()), seconds, max(self._up.run(repeat)) if sent else 0.0)
+        call = max(self._everywhere(repeat), default=0.0) if sent else 0.0
+        tuner.pushed(sum(size for size, _ in sent.values()), seconds, call)
         self.choice = tuner.choice
 
     def _tune(self, tuner: Tuner, values: Array) -> None:
@@ -451,39 +519,40 @@ class ParametersClient:
         self.codec = self.choice.codec
         self._codec = None if self.codec == EXACT else catalogue.make(self.codec)
 
-    def _chunks(self, shard: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
+    def _chunks(self, endpoint: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
         """The pieces of the `BlockData` of each block of a shard."""
-        for block in self.layout.parts[shard]:
+        for block in self.layout.parts[endpoint % self._shards]:
             data = data_of(block)
             start = pb.BlockData(block=block.index).SerializeToString()
             yield frame(start, pb.BlockData.DATA_FIELD_NUMBER, [data])
 
-    def _call(self, method: Any, request: Any, calls: Calls, timeout: float | None = None) -> Any:
+    def _call(self, endpoint: int, method: Any, request: Any, calls: Calls, timeout: float | None = None) -> Any:
         """The one response to a request or to a stream of them."""
         with call_context(self._tracer, method) as metadata:
             call = method.future(request, metadata=metadata, timeout=deadline.timeout(timeout))
-            with calls.open(call):
+            with calls.open(call, endpoint):
                 try:
                     return call.result()
                 except grpc.FutureCancelledError:
                     raise call from None  # it says why
 
     def _receive(
-        self, request: pb.PullRequest, flat: Array, versions: Array, ends: float | None, shard: int, calls: Calls
+        self, request: pb.PullRequest, flat: Array, versions: Array, ends: float | None, endpoint: int, calls: Calls
     ) -> None:
-        stub, parts = self._pulling[shard], self.layout.parts[shard]
+        stub, parts = self._pulling[endpoint], self.layout.parts[endpoint % self._shards]
         left = None if ends is None else max(ends - time.monotonic(), 0.001)
         segment = None
         if request.HasField("worker"):
-            segment = self._segment(shard, request.worker, request.attempt, calls)
+            segment = self._segment(endpoint, request.worker, request.attempt, calls)
         own = pb.PullRequest()
         own.CopyFrom(request)
+        own.name = self._name(endpoint)
         own.shared = segment is not None
         missing = {block.index: block for block in parts}
         with (
-            self._segments.checked(shard),
+            self._segments.checked(endpoint),
             call_context(self._tracer, stub.Pull) as metadata,
-            calls.open(stub.Pull(own, metadata=metadata, timeout=deadline.timeout(left))) as call,
+            calls.open(stub.Pull(own, metadata=metadata, timeout=deadline.timeout(left)), endpoint) as call,
         ):
             for response in call:
                 if segment is not None and not response.HasField("block"):
@@ -495,20 +564,23 @@ class ParametersClient:
                         flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
                     versions[block.index] = response.version
         if missing:
-            raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {request.version}")
+            raise errors.DataLoss(
+                f"shard {endpoint % self._shards} left out {len(missing)} blocks of version {request.version}"
+            )
         if segment is not None:
             segment.read(flat)
             segment.pulled(request.version)
 
-    def _segment(self, shard: int, worker: int, attempt: int, calls: Calls) -> SharedSegment | None:
+    def _segment(self, endpoint: int, worker: int, attempt: int, calls: Calls) -> SharedSegment | None:
         """The memory that this worker shares with a shard; None when they share none."""
 
         def attach() -> pb.AttachResponse:
-            request = pb.AttachRequest(name=self.group, worker=worker, attempt=attempt)
-            response: pb.AttachResponse = self._call(self._pulling[shard].Attach, request, calls, DEFAULT_TIMEOUT)
+            request = pb.AttachRequest(name=self._name(endpoint), worker=worker, attempt=attempt)
+            method = self._pulling[endpoint].Attach
+            response: pb.AttachResponse = self._call(endpoint, method, request, calls, DEFAULT_TIMEOUT)
             return response
 
-        return self._segments.of(shard, (worker, attempt), attach, self.layout.parts[shard])
+        return self._segments.of(endpoint, (worker, attempt), attach, self.layout.parts[endpoint % self._shards])
 
 
 class _Encoded:
@@ -522,16 +594,18 @@ class _Encoded:
     def __init__(self, client: ParametersClient, values: Array) -> None:
         self._client = client
         self._values = values
+        self._lock = threading.Lock()
         self._kept: dict[int, memoryview] = {}
 
     def __call__(self, block: blocks.Block) -> memoryview:
-        """The data of a block. Blocks of different shards may be asked for at the same time."""
+        """The data of a block. Blocks may be asked for by several threads at the same time."""
         values, codec = self._values[block.slice], self._client._codec
         if codec is None:
             return values.data.cast("B")
         if not codec.keeps_residual:
             return codec.encode(values)
         # What is encoded changes the residual: a repetition of the push must not encode it once more.
-        if block.index not in self._kept:
-            self._kept[block.index] = codec.encode(values, self._client.residuals.of(block))
-        return self._kept[block.index]
+        with self._lock:
+            if block.index not in self._kept:
+                self._kept[block.index] = codec.encode(values, self._client.residuals.of(block))
+            return self._kept[block.index]

@@ -29,6 +29,7 @@ _DURABILITY = {
     pb.Durability.MODE_UNSPECIFIED: "none",
     pb.Durability.MODE_NONE: "none",
     pb.Durability.MODE_WAL: "wal",
+    pb.Durability.MODE_REPLICATED: "replicated",
 }
 _MODES = {
     pb.Consistency.MODE_UNSPECIFIED: "bsp",
@@ -166,6 +167,7 @@ def from_group(group: Group) -> pb.Group:
     message = from_definition(group.definition)
     message.state = pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY
     message.version, message.steps = status.version, status.steps
+    message.term = status.term
     message.samples, message.duplicates = status.samples, status.duplicates
     message.arrived.extend(status.arrived)
     message.create_time.CopyFrom(_timestamp(group.created))
@@ -204,6 +206,7 @@ def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
         attempt=header.attempt,
         samples=header.samples,
         shared=header.shared,
+        term=header.term,
         codec="" if header.codec == EXACT else header.codec,
         codec_parameters=_parameters(header.codec_parameters, "codec"),
     )
@@ -240,7 +243,7 @@ def decode(data: bytes) -> Definition:
 
 def from_outcome(outcome: Outcome) -> pb.PushResponse:
     """The answer to a push."""
-    return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version)
+    return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version, term=outcome.term)
 
 
 def to_wish(request: pb.PullRequest) -> Wish:

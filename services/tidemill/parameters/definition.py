@@ -14,7 +14,7 @@ MAX_SHARDS = 64
 MAX_TENSOR_NAME = 256
 MAX_STALENESS = 2**20
 MODES = ("bsp", "ssp", "asp")
-DURABILITY = ("none", "wal")
+DURABILITY = ("none", "wal", "replicated")
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class Status:
     ready: bool
     version: int
     steps: int
+    term: int
     arrived: tuple[int, ...]
     samples: int
     duplicates: int
@@ -119,6 +120,7 @@ class Group:
         self._applying = threading.Lock()
         self._ended: Callable[[], errors.TidemillError] | None = None
         self._settled = False
+        self._term = 0
         self._digest = b""
         self._members = [Member() for _ in range(definition.workers)]
         self._samples = 0
@@ -137,6 +139,7 @@ class Group:
                 ready=bool(self._digest),
                 version=way.version if way else 0,
                 steps=way.rule.steps if way else 0,
+                term=self._term,
                 arrived=way.arrived if way else (),
                 samples=self._samples,
                 duplicates=self._duplicates,
@@ -431,7 +434,7 @@ class Group:
         with self._changed:
             self._duplicates += 1
             self._await(header, alive)
-            return Outcome(True, self._way.version if self._way else 0)
+            return Outcome(True, self._way.version if self._way else 0, self._term)
 
     def _await(self, header: Header, alive: Callable[[], bool]) -> None:
         """Wait until a push that counts was applied, when its worker may forget it only then."""
@@ -483,6 +486,7 @@ class Group:
         if header.attempt < member.attempt:
             raise self._stale(header.worker, header.attempt, member.attempt)
         member.seen = self._clock.now()
+        self._term = max(self._term, header.term)
         return self._loaded().joins(header)
 
     def _stale(self, worker: int, attempt: int, later: int) -> Stale:
@@ -508,9 +512,9 @@ class Group:
                 self._changed.notify_all()
                 del way, gradients
                 self._await(header, alive)
-                return Outcome(not joins, self._alive().version)
+                return Outcome(not joins, self._alive().version, self._term)
         del way, gradients
-        return Outcome(False, self._apply(header))
+        return Outcome(False, self._apply(header), self._term)
 
     def _apply(self, header: Header) -> int:
         """Apply what a push has completed; the version afterwards."""

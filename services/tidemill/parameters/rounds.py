@@ -32,8 +32,11 @@ class Header:
     codec_parameters: Mapping[str, Any] = field(default_factory=dict)
     """Of the codec."""
 
+    term: int = 0
+    """How often a copy of the shard was given up, as far as the worker knows."""
+
     def __post_init__(self) -> None:
-        for name in ("step", "attempt"):
+        for name in ("step", "attempt", "term"):
             if getattr(self, name) < 0:
                 raise invalid(f"header.{name}", f"must not be negative, not {getattr(self, name)}")
         if not 0 <= self.samples <= MAX_SAMPLES:
@@ -48,6 +51,8 @@ class Outcome:
     """Whether it was a repetition and changed nothing."""
     version: int
     """Version of the group afterwards."""
+    term: int = 0
+    """The highest one that a worker has told."""
 
 
 @dataclass(frozen=True, slots=True)

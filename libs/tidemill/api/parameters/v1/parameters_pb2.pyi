@@ -190,6 +190,11 @@ class Durability(_message.Message):
         """A log on the shard's disk: what was acknowledged is there again when the shard has been restarted. A push is
         acknowledged when it was applied, in rounds therefore when the round has closed.
         """
+        MODE_REPLICATED: Durability._Mode.ValueType  # 3
+        """Another process has a copy of each shard's part: the group of the same name that ends in `.backup`, whose shard k is
+        where shard k + 1 of the first one is. Workers push to both, and a push is acknowledged when it was applied. When a
+        copy is gone, the other one goes on alone: see `PushHeader.term`.
+        """
 
     class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
         """Ways."""
@@ -201,6 +206,11 @@ class Durability(_message.Message):
     MODE_WAL: Durability.Mode.ValueType  # 2
     """A log on the shard's disk: what was acknowledged is there again when the shard has been restarted. A push is
     acknowledged when it was applied, in rounds therefore when the round has closed.
+    """
+    MODE_REPLICATED: Durability.Mode.ValueType  # 3
+    """Another process has a copy of each shard's part: the group of the same name that ends in `.backup`, whose shard k is
+    where shard k + 1 of the first one is. Workers push to both, and a push is acknowledged when it was applied. When a
+    copy is gone, the other one goes on alone: see `PushHeader.term`.
     """
 
     MODE_FIELD_NUMBER: _builtins.int
@@ -352,6 +362,7 @@ class Group(_message.Message):
     SCHEDULE_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -378,6 +389,8 @@ class Group(_message.Message):
     """
     steps: _builtins.int
     """Steps that the optimizer has made. Output only."""
+    term: _builtins.int
+    """The highest term that a worker has told this shard. Output only."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
         """All tensors of the group, in order, FP32; the same on every shard."""
@@ -437,10 +450,11 @@ class Group(_message.Message):
         schedule: Global___Schedule | None = ...,
         durability: Global___Durability | None = ...,
         steps: _builtins.int = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "steps", b"steps", "tensors", b"tensors", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "steps", b"steps", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -648,6 +662,7 @@ class PushHeader(_message.Message):
     SHARED_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     CODEC_PARAMETERS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     worker: _builtins.int
@@ -671,6 +686,10 @@ class PushHeader(_message.Message):
     """How the data of the blocks is encoded: `fp32` (also when empty), `fp16`, `bf16`, `int8` or `topk`. INVALID_ARGUMENT with
     reason UNKNOWN_CODEC or BAD_ENCODING otherwise.
     """
+    term: _builtins.int
+    """REPLICATED: how often a copy of this shard was given up so far, as far as the worker knows; 0 = never. The shard keeps
+    the highest one, and tells it to all: so workers that can still reach a copy that others have given up learn of it.
+    """
     @_builtins.property
     def codec_parameters(self) -> _struct_pb2.Struct:
         """The codec's parameters by name; missing ones have its defaults."""
@@ -686,10 +705,11 @@ class PushHeader(_message.Message):
         shared: _builtins.bool = ...,
         codec: _builtins.str = ...,
         codec_parameters: _struct_pb2.Struct | None = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["codec_parameters", b"codec_parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "term", b"term", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,19 +823,23 @@ class PushResponse(_message.Message):
 
     DUPLICATE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether this push was a repetition and changed nothing."""
     version: _builtins.int
     """Version of the group on this shard now."""
+    term: _builtins.int
+    """The highest term that a worker has told this shard."""
     def __init__(
         self,
         *,
         duplicate: _builtins.bool = ...,
         version: _builtins.int = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
