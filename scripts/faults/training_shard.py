@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.support.chaos.experiment import Experiment, Report
-from tests.support.chaos.pushes import RATE, Half, Trial
+from tests.support.chaos.pushes import RATE, Half, Rest, Trial
 from tests.support.chaos.servers import Process, running
 from tests.support.ports import free_ports
 from tests.support.wait import until
@@ -27,12 +27,12 @@ LOST, TWICE, BACK, AGAIN, HEARD, FAILED, RECOVERY = (
     "seconds from a kill to the next acknowledged push, 95th percentile",
 )
 SHARDS, WORKERS, ELEMENTS = 2, 2, 64 << 10
-MODES = ("bsp", "asp")
+MODES = ("asp", "bsp")
 LOG_BYTES = 1 << 20
 """So few that the log is begun anew after every few steps."""
-PATIENCE = 30.0
-HALF_EVERY = 4
-"""Of so many kills one comes while a push to the shard is half sent."""
+PATIENCE = 60.0
+LESS = 6.0
+"""The same with a fault, which lets nobody go on."""
 
 
 async def run(options: argparse.Namespace, work: Path) -> Report:
@@ -42,7 +42,9 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
     shards = [_shard(number, port, work, options.plant) for number, port in enumerate(ports)]
     addresses = [f"127.0.0.1:{port}" for port in ports]
     durability = "none" if options.plant == "no-durability" else "wal"
+    patience = LESS if options.plant else PATIENCE
     seconds: list[float] = []
+    writing = 0
     with running(*shards), ExitStack() as stack:
         async with ParametersAdmin(addresses) as admin:
             await until(lambda: _answers(admin), PATIENCE, "the shards answer")
@@ -51,13 +53,17 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
                 await _group(admin, mode, durability)
                 trial = await asyncio.to_thread(Trial, addresses, f"groups/{mode}", durable=durability == "wal")
                 trials.append(stack.enter_context(trial))
+        await asyncio.to_thread(_wait, trials, 0.0, PATIENCE)  # until there is something to lose
         for number in range(options.kills):
-            half = trials[number // HALF_EVERY % len(MODES)] if number % HALF_EVERY == HALF_EVERY - 1 else None
-            seconds.append(await _kill(chance, shards, trials, half))
+            found, at_work = await _kill(chance, shards, trials, number, work, patience)
+            seconds.append(found)
+            writing += at_work
             if any(trial.seen.failures for trial in trials):
                 break
+        for trial in trials:
+            await asyncio.to_thread(trial.audit)
         await asyncio.to_thread(stack.close)
-    return _report(trials, seconds)
+    return _report(trials, seconds, writing, options.recovery)
 
 
 def _shard(number: int, port: int, work: Path, plant: str) -> Process:
@@ -96,27 +102,42 @@ async def _group(admin: ParametersAdmin, mode: str, durability: str) -> None:
 
 
 async def _kill(
-    chance: random.Random, shards: Sequence[Process], trials: Sequence[Trial], halved: Trial | None
-) -> float:
-    """Kill a shard, and start it again; seconds until a push of every group is acknowledged that began afterwards."""
+    chance: random.Random, shards: Sequence[Process], trials: Sequence[Trial], kills: int, work: Path, patience: float
+) -> tuple[float, bool]:
+    """Kill a shard, and start it again; of four times once while a worker rests, once while a push is half sent.
+
+    Returns:
+        Seconds until a push of every group is acknowledged; whether a state was being written.
+    """
     await asyncio.sleep(chance.uniform(0.05, 0.5))
     number = chance.randrange(len(shards))
-    half: Half | None = None
-    if halved is not None:
-        half = halved.halve(number)
-        await asyncio.to_thread(half.sent.wait, PATIENCE)
-        await asyncio.sleep(chance.uniform(0.0, 0.02))  # of its blocks all may have arrived, or some
+    chosen, kind = trials[kills // 4 % len(trials)], kills % 4
+    during: Half | Rest | None = chosen.pause(number) if kind == 0 else chosen.halve(number) if kind == 2 else None
+    if during is not None:
+        await asyncio.to_thread(during.sent.wait, PATIENCE)
+        await asyncio.sleep(chance.uniform(0.0, 0.02))  # of half a push all may have arrived, or some
     killed = time.monotonic()
     await shards[number].kill()
     for trial in trials:
         trial.kills += 1
+    writing = _writing(work / f"shard-{number}")
     shards[number].start()
-    if half is not None:
-        half.over.set()
-    return max(await asyncio.gather(*(asyncio.to_thread(each.acknowledges, killed, PATIENCE) for each in trials)))
+    if during is not None:
+        during.over.set()
+    return await asyncio.to_thread(_wait, trials, killed, patience), writing
 
 
-def _report(trials: Sequence[Trial], seconds: Sequence[float]) -> Report:
+def _writing(data: Path) -> bool:
+    """Whether the log of a group was begun anew, and the state before it is not there yet."""
+    return any(not log.with_suffix(".state").exists() for log in data.glob("groups/*/*.log"))
+
+
+def _wait(trials: Sequence[Trial], since: float, patience: float) -> float:
+    """Seconds until a push of every group is acknowledged after `since`."""
+    return max(trial.acknowledges(since, patience) for trial in trials)
+
+
+def _report(trials: Sequence[Trial], seconds: Sequence[float], writing: int, recovery: float) -> Report:
     report = Report()
     seen = [trial.seen for trial in trials]
     report.none(LOST, sum(each.lost for each in seen))
@@ -126,9 +147,10 @@ def _report(trials: Sequence[Trial], seconds: Sequence[float]) -> Report:
     report.none(HEARD, sum(each.heard for each in seen))
     report.none(FAILED, sum(len(each.failures) for each in seen))
     ordered = sorted(seconds)
-    report.at_most(RECOVERY, ordered[max(0, -(-len(ordered) * 95 // 100) - 1)], 5.0)
+    report.at_most(RECOVERY, ordered[max(0, -(-len(ordered) * 95 // 100) - 1)], recovery)
     report.figures = {
         "kills": len(seconds),
+        "kills while a state was being written": writing,
         "kills while a push was half sent": sum(each.halves for each in seen),
         "pushes acknowledged": sum(each.pushes for each in seen),
         "pulls checked": sum(each.pulls for each in seen),
@@ -145,8 +167,13 @@ def _report(trials: Sequence[Trial], seconds: Sequence[float]) -> Report:
 EXPERIMENT = Experiment(
     title=__doc__ or "",
     run=run,
-    plants={"no-durability": LOST},
-    arguments={"kills": 100, "seed": 1},
+    plants={
+        "acknowledges-early": LOST,
+        "forgets-pushes": TWICE,
+        "forgets-attempts": HEARD,
+        "no-durability": LOST,
+    },
+    arguments={"kills": 100, "recovery": 5.0, "seed": 1},
 )
 
 if __name__ == "__main__":

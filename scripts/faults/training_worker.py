@@ -31,7 +31,7 @@ STUCK, OTHER, SAMPLES, TAKEN, UNHEARD, LEFT = (
 SHARDS, WORKERS = 2, 2
 FAULTS = 6
 """Most of them in one job."""
-SILENCE = 2.0
+SILENCE = 3.0
 PATIENCE = {"": 150.0, "no-lease": 12.0}
 """Seconds after which a job counts as stuck."""
 LIFE = 15.0
@@ -99,19 +99,25 @@ class Run:
         trouble = asyncio.ensure_future(self._trouble(job.name, work, faults))
         met = {work, trouble} if self._plant else {work}  # which nothing after the faults can hide
         done, _ = await asyncio.wait(met, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
-        self.stuck += not done
         if work not in done:
             await self._client.cancel_job(job.name)
         ended = await work
         await trouble
-        if work in done:
+        if not done:
+            await self._blame(ended)
+        elif work in done:
             await self._judge(ended)
+
+    async def _blame(self, job: pb.Job) -> None:
+        """A job is stuck or has failed."""
+        self.stuck += 1
+        if not self._plant:
+            lines = [line.text async for line in self._client.logs(job.name)]
+            print(State.Name(job.state), job.error, *lines[-30:], sep="\n", file=sys.stderr)
 
     async def _judge(self, job: pb.Job) -> None:
         if job.state != State.STATE_SUCCEEDED:
-            self.stuck += 1
-            lines = [line.text async for line in self._client.logs(job.name)]
-            print(State.Name(job.state), job.error, *lines[-30:], sep="\n", file=sys.stderr)
+            await self._blame(job)
             return
         artifact = await self._at.artifacts.get_artifact(job.result.artifact)
         self.weights.update(file.sha256 for file in artifact.files if file.path == "model.safetensors")

@@ -18,6 +18,8 @@ SHORT = {
     "fuzz_grpc": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
     "fuzz_http": ("--requests", "800", "--growth", "30", "--refusal-ms", "20000"),
     "training_orchestrator": ("--kills", "3", "--seed", "8"),
+    "training_worker": ("--faults", "2", "--epochs", "4"),
+    "training_shard": ("--kills", "4", "--recovery", "60"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
 ONCE = {
@@ -26,6 +28,8 @@ ONCE = {
     "serving_memory": ("--rounds", "1"),
     "fuzz_grpc": ("--requests", "300"),
     "fuzz_http": ("--requests", "300"),
+    "training_worker": ("--faults", "1"),
+    "training_shard": ("--kills", "1"),
 }
 """Once is enough for a fault that is always caught."""
 

@@ -72,7 +72,8 @@ def channel_options(
         ("grpc.keepalive_timeout_ms", 10000),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 500),
-        ("grpc.max_reconnect_backoff_ms", 2000),
+        # Who has a connection of its own waits for this one server.
+        ("grpc.max_reconnect_backoff_ms", 500 if own_connection else 2000),
     ]
     if own_connection:
         options.append(("grpc.use_local_subchannel_pool", 1))

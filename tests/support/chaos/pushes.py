@@ -21,6 +21,9 @@ RATE = 1.0
 """Of the plain gradient descent that makes counts of pushes."""
 POISON = 1e6
 PATIENCE = 60.0
+SOONEST = 0.3
+"""Seconds in which no process starts: what is acknowledged before that after a kill needed nothing of it any more."""
+AUDIT = 20.0
 REFUSAL = 5.0
 """Seconds in which a push of a replaced worker is refused."""
 
@@ -79,8 +82,8 @@ class Seen:
     """For each worker the number of pushes that it has begun."""
     acknowledged: list[int] = field(default_factory=list)
     """Those that were acknowledged."""
-    begun: float = 0.0
-    """When the latest push that was acknowledged had begun."""
+    last: float = 0.0
+    """When the latest push was acknowledged."""
     pushes: int = 0
     pulls: int = 0
     lost: int = 0
@@ -104,11 +107,9 @@ class Seen:
             self.lost, self.twice = max(self.lost, lost), max(self.twice, twice)
 
     def fail(self, error: Exception) -> None:
-        """Somebody cannot go on. What was acknowledged cannot be had any more."""
+        """Somebody cannot go on."""
         with self.changed:
             self.failures.append(f"{type(error).__name__}: {error}")
-            if isinstance(error, errors.NotFound):
-                self.lost = max(self.lost, sum(self.acknowledged))
             self.changed.notify_all()
 
 
@@ -129,6 +130,7 @@ class Trial:
         """Deaths of shards so far."""
         self.stop = threading.Event()
         self.half: Half | None = None
+        self.rest: Rest | None = None
         with ParametersClient(addresses, group, shared=False) as client:
             self.counts = Counts(client.layout)
             client.load(np.zeros(client.layout.elements, np.float32))
@@ -149,16 +151,36 @@ class Trial:
                 self.seen.fail(error)
 
     def acknowledges(self, since: float, within: float) -> float:
-        """Seconds until a push is acknowledged that began after `since`; infinity when none is in time."""
+        """Seconds until the first push is acknowledged `SOONEST` after `since`; infinity when none is in time."""
         seen = self.seen
         with seen.changed:
-            seen.changed.wait_for(lambda: seen.begun > since or seen.failures, within)
-            return time.monotonic() - since if seen.begun > since else float("inf")
+            seen.changed.wait_for(lambda: seen.last > since + SOONEST or seen.failures, within)
+            return seen.last - since if seen.last > since + SOONEST else float("inf")
+
+    def audit(self) -> None:
+        """Look once more, whatever has become of the workers; what cannot be had any more is lost."""
+        with self.seen.changed:
+            least = list(self.seen.acknowledged)
+        try:
+            with ParametersClient(self.addresses, self.group, shared=False, patience=AUDIT) as client:
+                _, values = client.pull(timeout=AUDIT)
+        except errors.TidemillError:
+            self.seen.wrong(sum(least), 0)
+            return
+        with self.seen.changed:
+            most = list(self.seen.started)
+        # Without a log a push may be acknowledged, and its round not closed.
+        self.seen.wrong(*self.counts.wrong(values, least if self.durable or not self.counts.rounds else [0], most))
 
     def halve(self, shard: int) -> "Half":
         """Let the next push to a shard stop half-way; see `Half`."""
         self.half = Half(self, shard)
         return self.half
+
+    def pause(self, shard: int) -> "Rest":
+        """Let the next worker that is between two steps rest; see `Rest`."""
+        self.rest = Rest(shard)
+        return self.rest
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -173,6 +195,19 @@ class Trial:
             client.close()
         for thread in self._threads:
             thread.join()
+
+
+class Rest:
+    """A worker rests while a shard dies, and then somebody before it is the first one whom the shard hears.
+
+    Args:
+        shard: the shard.
+    """
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.sent = threading.Event()
+        self.over = threading.Event()
 
 
 class Half:
@@ -213,8 +248,8 @@ class Half:
 class Worker:
     """Pushes and pulls step by step, as a worker of a job does.
 
-    After each death of a shard it sends its last push again, which must be known; then it is replaced by a later
-    attempt, and after the next death the earlier one is heard once more, which must be refused.
+    After each death of a shard the attempt before it is heard once more, which must be refused, and its last push is
+    sent again, which must be known; then it is replaced by a later attempt.
 
     Args:
         trial: what it takes part in.
@@ -227,7 +262,7 @@ class Worker:
         self._client = client
         self._rank = rank
         self._step = 0
-        self._attempt = 0
+        self._attempt = 1
 
     def run(self) -> None:
         """Work until the trial ends."""
@@ -238,6 +273,13 @@ class Worker:
             if kills != trial.kills and self._step:
                 kills = trial.kills
                 self._again()
+            rest = trial.rest
+            if rest is not None and self._step and not rest.sent.is_set():
+                trial.rest = None
+                rest.sent.set()
+                rest.over.wait(PATIENCE)
+                self._haunt(rest.shard, patience=PATIENCE)
+                self._repeat()
             self._push()
             with seen.changed:
                 least = list(seen.acknowledged)
@@ -248,7 +290,6 @@ class Worker:
         gradient = self._trial.counts.gradient(rank, step)
         with seen.changed:
             seen.started[rank] = step + 1
-        began = time.monotonic()
         half = self._trial.half
         if half is not None and not half.sent.is_set():
             self._trial.half = None
@@ -258,7 +299,7 @@ class Worker:
         self._step += 1
         with seen.changed:
             seen.acknowledged[rank] = self._step
-            seen.begun = max(seen.begun, began)
+            seen.last = time.monotonic()
             seen.pushes += 1
             seen.changed.notify_all()
 
@@ -273,35 +314,42 @@ class Worker:
         trial.seen.wrong(*trial.counts.wrong(values, least, most))
 
     def _again(self) -> None:
+        for shard in range(len(self._trial.addresses)):
+            self._haunt(shard)
+        self._repeat()
+        self._attempt += 1
+
+    def _repeat(self) -> None:
         seen, rank = self._trial.seen, self._rank
         gradient = self._trial.counts.gradient(rank, self._step - 1)
         outcome = self._client.push(gradient, worker=rank, step=self._step - 1, attempt=self._attempt)
         with seen.changed:
             seen.repeated += 1
             seen.taken_again += not outcome.duplicate
-        if self._attempt:
-            for shard in range(len(self._trial.addresses)):
-                self._haunt(shard)
-        self._attempt += 1
 
-    def _haunt(self, shard: int) -> None:
-        """Push to a shard as the attempt before."""
-        seen, address = self._trial.seen, self._trial.addresses[shard]
+    def _haunt(self, shard: int, *, patience: float = 0.0) -> None:
+        """Push to a shard as the attempt before; again for so many seconds while it is dead."""
+        seen = self._trial.seen
         first = header(self._rank, self._step, attempt=self._attempt - 1, name=self._trial.group)
         poison = [block(b.index, np.full(b.elements, POISON)) for b in self._client.layout.parts[shard]]
-        heard = True
-        try:
-            with wire(address) as dialled, translated():
-                dialled.stub.Push(iter([first, *poison]), timeout=REFUSAL)
-        except errors.Stale:
-            heard = False
-        except errors.Unavailable:  # it is dead, once more
+        ends = time.monotonic() + patience
+        while True:
+            heard = True
+            try:
+                with wire(self._trial.addresses[shard]) as dialled, translated():
+                    dialled.stub.Push(iter([first, *poison]), timeout=REFUSAL)
+            except errors.Stale:
+                heard = False
+            except errors.DeadlineExceeded:
+                pass  # it was taken, and waits for the others of its round
+            except errors.Unavailable:
+                if time.monotonic() >= ends or self._trial.stop.wait(0.02):
+                    return
+                continue
+            with seen.changed:
+                seen.old += 1
+                seen.heard += heard
             return
-        except errors.DeadlineExceeded:
-            pass  # it was taken, and waits for the others of its round
-        with seen.changed:
-            seen.old += 1
-            seen.heard += heard
 
 
 class Reader:

@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.support.shards import block, header, wire
 from tidemill.errors import FailedPrecondition, Stale
-from tidemill.parameters.group import Blocks, Group
+from tidemill.parameters.group import Group
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.training.launchers.local import LocalProcess
 
@@ -113,13 +113,13 @@ class Fence:
             for name, method in kept.items():
                 setattr(Group, name, method)
 
-    def _push(self, real: Any, group: Group, given: Header, blocks: Blocks) -> Outcome:
+    def _push(self, real: Any, group: Group, given: Header, *more: Any) -> Outcome:
         key = group.name, group.definition.shard, given.worker
         with self._lock:
             before = self._latest[key]
         planted = replace(given, attempt=0) if self._plant == "ignores-attempts" else given
         try:
-            outcome: Outcome = real(group, planted, blocks)
+            outcome: Outcome = real(group, planted, *more)
         except Stale as error:
             self._count(given, before, refused=error.reason == "STALE_ATTEMPT")
             raise
