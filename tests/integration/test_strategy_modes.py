@@ -187,6 +187,31 @@ class TestOwnPace:
         assert sum(epoch.samples for epoch in job.epochs) == 3 * SAMPLES, "each was used once an epoch"
         assert await lab.clocks() == [3 * STEPS, 3 * STEPS]
 
+    async def test_a_paused_job_goes_on_at_the_clocks_of_all(self, tmp_path: Path, way: Consistency) -> None:
+        job = MemoryJob(spec(workers=3, epochs=400, consistency=way))
+        async with shards(2) as cluster:
+            lab = Lab(tmp_path, cluster)
+            workers = [lab.start(job, rank) for rank in range(3)]
+            await until(lambda: len(job.epochs) >= 2, what="two epochs are done")
+            job.pausing = True
+            await lab.join(*workers)
+            lab.close()
+        assert job.held
+        [(step, _)] = job.checkpoints
+        job.pausing = job.held = job.stopped = False
+        job.spec = replace(job.spec, epochs=step // STEPS + 2)
+        async with shards(1) as cluster:
+            lab = Lab(tmp_path, cluster)
+            workers = [lab.start(job, rank, attempt=1) for rank in range(3)]
+            await until(lambda: bool(workers[0].progress.step), what="rank 0 has joined")
+            assert workers[0].progress.step >= step
+            await lab.join(*workers)
+            assert (await lab.clocks())[0] == job.spec.epochs * STEPS
+            lab.close()
+        assert job.result is not None
+        used = sum(epoch.samples for epoch in job.epochs)
+        assert used <= job.spec.epochs * SAMPLES, "none was used twice in an epoch"
+
     async def test_a_replaced_worker_goes_on_at_its_own_clock(self, lab: Lab, way: Consistency) -> None:
         pushed: list[int] = []
         replaced = threading.Event()
@@ -296,7 +321,11 @@ class TestTogether:
     @pytest.mark.parametrize("codec", ["bf16", "int8", "topk", "auto"])
     async def test_gradients_may_travel_encoded(self, lab: Lab, codec: str) -> None:
         given = {"fraction": 0.5} if codec == "topk" else {}
-        job = await lab.run(spec(epochs=12, workers=2, codec=Component(name=codec, parameters=given)))
+        wanted = spec(epochs=12, workers=2, codec=Component(name=codec, parameters=given))
+        job = MemoryJob(wanted)
+        second = lab.start(job, 1)
+        await until(lambda: lab.clients, what="rank 1 looks for a group that is not there yet")
+        await lab.join(lab.start(job, 0), second)
         assert job.result is not None
         assert job.result.test.accuracy >= 0.85
 

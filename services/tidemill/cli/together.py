@@ -29,9 +29,15 @@ def add_arguments(group: Any) -> None:
     )
     _named(group, "--codec", "how gradients travel: fp32, fp16, bf16, int8, topk, or auto (fp32)")
     group.add_argument(
-        "--durability", default="", metavar="MODE", help="what outlives the end of a shard: none or wal (none)"
+        "--durability",
+        default="",
+        metavar="MODE",
+        help="what outlives the end of a shard: none, wal, checkpoint (none)",
     )
     group.add_argument("--fsync", action="store_true", help="of wal: acknowledge when the disk has it")
+    group.add_argument(
+        "--interval-steps", type=whole(0), default=0, metavar="N", help="of checkpoint: steps between two; 0 = 100"
+    )
     group.add_argument(
         "--checkpoint-steps",
         type=whole(0),
@@ -67,6 +73,10 @@ def spec(options: argparse.Namespace) -> dict[str, Any]:
         "clip_norm": options.clip_norm,
         "l1": options.l1,
         "codec": {"name": options.codec, "parameters": dict(options.codec_parameter)},
-        "durability": {"mode": options.durability, "fsync": options.fsync},
+        "durability": {
+            "mode": options.durability,
+            "fsync": options.fsync,
+            "interval_steps": options.interval_steps,
+        },
         "checkpoint_steps": options.checkpoint_steps,
     }

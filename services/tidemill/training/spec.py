@@ -55,6 +55,11 @@ class Consistency:
         """Whether the workers make each step together."""
         return self.mode in ("", "bsp") or (self.mode == "ssp" and self.staleness == 0)
 
+    @property
+    def waits(self) -> bool:
+        """Whether workers that are ahead wait for rank 0: then all are held when it is."""
+        return self.mode != "asp"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durability:

@@ -79,7 +79,7 @@ async def test_train_together(training: Any) -> None:
         *("--mode", "ssp", "--staleness", "3", "--schedule", "cosine", "--schedule-parameter", "steps=50"),
         *("--clip-norm", "1.5", "--l1", "0.25", "--codec", "topk", "--codec-parameter", "fraction=0.5"),
         *("--durability", "wal", "--fsync", "--strategy", "parameter_server", "--arrival-order"),
-        *("--checkpoint-steps", "7"),
+        *("--checkpoint-steps", "7", "--interval-steps", "9"),
     ]
     status, _, err = await run(*TRAIN, *flags, **variables)
     assert (status, err) == (0, "")
@@ -88,7 +88,8 @@ async def test_train_together(training: Any) -> None:
     assert (spec.schedule.name, spec.schedule.parameters["steps"]) == ("cosine", 50)
     assert (spec.clip_norm, spec.l1, spec.checkpoint_steps) == (1.5, 0.25, 7)
     assert (spec.codec.name, spec.codec.parameters["fraction"]) == ("topk", 0.5)
-    assert (spec.durability.mode, spec.durability.fsync, spec.strategy) == ("wal", True, "parameter_server")
+    assert (spec.durability.mode, spec.durability.fsync, spec.durability.interval_steps) == ("wal", True, 9)
+    assert spec.strategy == "parameter_server"
     for wrong in ("nan", "inf", "-1", "x"):
         status, _, err = await run(*TRAIN, "--clip-norm", wrong, **variables)
         assert status == 2

@@ -17,6 +17,8 @@ from tidemill.training.worker.spans import muted, span
 from tidemill.training.worker.stop import Stopped
 
 LOG = logging.getLogger(__name__)
+_HELD = 0.1
+"""Seconds between two looks at whether a worker is still to be held."""
 
 
 class Judge(Protocol):
@@ -161,7 +163,9 @@ class Trainer:
         return at_end or (spec.checkpoint_steps > 0 and step % spec.checkpoint_steps == 0)
 
     def _pause(self) -> None:
-        """If that is asked for, keep the state of the training, and end. Raises Stopped."""
+        """If that is asked for, keep the state of the training, and end; or wait until rank 0 has. Raises Stopped."""
+        while self._judge is None and self._progress.pausing:
+            self._stop.pause(_HELD)
         if self._progress.pausing:
             self._keep(paused=True)
             raise Stopped("the job is paused")
