@@ -1,4 +1,4 @@
-"""Step time of push and pull by codec, through a line of 1 Gb/s and on loopback; and what `auto` chooses there."""
+"""Step time of push and pull by codec, `auto` among them, through a line of 1 Gb/s and on loopback."""
 
 import argparse
 import statistics
@@ -15,7 +15,6 @@ from scripts.benchmarks.measuring import facts, gates
 from scripts.benchmarks.measuring.gates import Gate, Round
 from scripts.benchmarks.measuring.pinning import pin
 from scripts.benchmarks.measuring.processes import Helper, shards
-from tidemill import errors
 from tidemill.compression.choice import DEFAULT
 from tidemill.rpc.allocator import keep_chunks
 
@@ -87,7 +86,6 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], dict[s
     gradients = np.random.default_rng(7).standard_normal(options.elements, np.float32)
     rounds: list[dict[str, float]] = [{} for _ in range(options.rounds)]
     notes: dict[str, str] = {}
-    missing: set[str] = set()
     with ExitStack() as stack:
         (shard,) = stack.enter_context(shards(1, options.threads))
         rate = options.gigabits * 1e9 / 8
@@ -100,17 +98,8 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], dict[s
             for line in options.lines.split(","):
                 for codec in options.codecs.split(","):
                     name = f"{line} {codec}"
-                    if codec in missing:
-                        continue
                     print(f"round {number + 1}: {name}", file=sys.stderr)
-                    try:
-                        steps = run(shard, ways[line], codec, gradients, options.warm, options.steps)
-                    except errors.Invalid as error:
-                        if error.reason != "UNKNOWN_CODEC":
-                            raise
-                        notes[codec] = f"not offered: {error.message}"
-                        missing.add(codec)
-                        continue
+                    steps = run(shard, ways[line], codec, gradients, options.warm, options.steps)
                     found[name] = statistics.median(map(sum, zip(steps.push, steps.pull, strict=True)))
                     found[f"{name} push"] = statistics.median(steps.push)
                     found[f"{name} pull"] = statistics.median(steps.pull)

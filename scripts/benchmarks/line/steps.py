@@ -1,14 +1,15 @@
 """Steps of a worker that computes nothing, by one codec over one line."""
 
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from scripts.benchmarks.measuring.processes import Helper, Shard
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.compression.choice import AUTO
 from tidemill.tensors.blocks import Array
 
 GROUP = "groups/line"
@@ -23,21 +24,21 @@ class Steps:
     pull: list[float]
     """Seconds of each pull."""
     chose: str
-    """What the client says of a codec that it chose by itself; empty where it says nothing."""
+    """The codec that the client chose by itself, and why; empty where it had no choice."""
     up: float | None
     """Bytes a step through the line, None where it was not the proxy."""
     down: float | None
 
 
 def run(shard: Shard, line: tuple[str, Helper | None], codec: str, gradients: Array, warm: int, steps: int) -> Steps:
-    """Some steps, in a group made for them. Raises Invalid when there is no such codec.
+    """Some steps, in a group made for them.
 
     Args:
         shard: one of ours.
         line: the address to reach it by, and the proxy behind that if there is one.
         codec: name.
         gradients: of each step.
-        warm: steps before the timed ones: `auto` measures in them.
+        warm: steps before the timed ones, at least: `auto` makes as many as it needs to choose.
         steps: timed ones.
     """
     address, proxy = line
@@ -47,21 +48,28 @@ def run(shard: Shard, line: tuple[str, Helper | None], codec: str, gradients: Ar
         with ParametersClient([shard.address], GROUP, shared=False) as straight:
             straight.load(out)
         with ParametersClient([address], GROUP, shared=False, codec=codec) as client:
-            push, pull, before = [], [], {"up": 0, "down": 0}
-            for step in range(warm + steps):
-                if proxy is not None and step == warm:
-                    before = proxy.ask()
-                began = time.perf_counter()
-                client.push(gradients, worker=0, step=step)
-                middle = time.perf_counter()
-                client.pull(step + 1, out, worker=0)
-                push.append(middle - began)
-                pull.append(time.perf_counter() - middle)
+            begun = itertools.count()
+            for step in itertools.islice(begun, warm):
+                _step(client, gradients, out, step)
+            while codec == AUTO and client.choice is None:
+                _step(client, gradients, out, next(begun))
+            before = proxy.ask() if proxy else {}
+            times = [_step(client, gradients, out, next(begun)) for _ in range(steps)]
             after = {way: (count - before[way]) / steps for way, count in proxy.ask().items()} if proxy else {}
-            chose: Any = getattr(client, "choice", None)
-            return Steps(push[warm:], pull[warm:], str(chose or ""), after.get("up"), after.get("down"))
+            push, pull = map(list, zip(*times, strict=True))
+            chose = "" if client.choice is None else f"{client.choice.codec}: {client.choice.reason}"
+            return Steps(push, pull, chose, after.get("up"), after.get("down"))
     finally:
         asyncio.run(_remove(shard.address))
+
+
+def _step(client: ParametersClient, gradients: Array, out: Array, step: int) -> tuple[float, float]:
+    """Seconds of a push, and of the pull of what it makes."""
+    began = time.perf_counter()
+    client.push(gradients, worker=0, step=step)
+    middle = time.perf_counter()
+    client.pull(step + 1, out, worker=0)
+    return middle - began, time.perf_counter() - middle
 
 
 async def _prepare(address: str, elements: int) -> None:

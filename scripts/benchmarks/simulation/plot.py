@@ -47,7 +47,7 @@ def _rates(panel: Axes, points: Sequence[Point]) -> None:
         rates = [point.rates[way] / point.workers for point in points]
         panel.plot(workers, rates, marker="o", markersize=3, color=COLOURS[way], label=text)
     panel.set_xscale("log")
-    panel.set_ylim(bottom=0)
+    panel.set_yscale("log")
     panel.set_xlabel("workers", fontsize=8)
     panel.set_ylabel("steps a second of one worker", fontsize=8)
     panel.set_title(f"{points[0].probability:.1%} of the steps straggle", fontsize=9)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.clients.parameters import LATEST, ParametersClient
+from tidemill.clients.parameters import ParametersClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +20,10 @@ class Worker:
     """Their gradients, likewise."""
 
 
-def bulk_synchronous(worker: Worker, step: int) -> int:
-    """Push, then pull the version that all workers' pushes make; the bytes moved."""
+def push_and_pull(worker: Worker, step: int) -> int:
+    """Push, then pull the version that all workers' pushes make, or without rounds what there is; the bytes moved."""
     worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
-    worker.client.pull(step + 1, worker.flat)
-    return int(worker.gradient.nbytes + worker.flat.nbytes)
-
-
-def asynchronous(worker: Worker, step: int) -> int:
-    """Push, then pull what there is; the bytes moved."""
-    worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
-    worker.client.pull(LATEST, worker.flat)
+    worker.client.pull(step + 1, worker.flat, worker=worker.rank)
     return int(worker.gradient.nbytes + worker.flat.nbytes)
 
 
@@ -38,7 +31,7 @@ def asynchronous(worker: Worker, step: int) -> int:
 class Mode:
     """One way to train."""
 
-    exchange: Callable[[Worker, int], int] = bulk_synchronous
+    exchange: Callable[[Worker, int], int] = push_and_pull
     exact: bool = True
     """Whether its parameters must be those that one process with all workers' data comes to."""
     shards: int = 1
@@ -51,6 +44,9 @@ class Mode:
 
 
 MODES = {
-    "bsp-grpc": Mode(),
+    "bsp-grpc": Mode(client={"shared": False}),
+    "bsp-shm": Mode(client={"shared": True}),
+    "asp-grpc": Mode(client={"shared": False}, group={"mode": "asp"}, exact=False),
+    "asp-shm": Mode(client={"shared": True}, group={"mode": "asp"}, exact=False),
 }
 """By the name that `--modes` takes. The promises in `gates.py` know bsp-grpc, bsp-shm, asp-grpc and sparse-grpc."""
