@@ -12,6 +12,7 @@ on when it is there.
     epoch      waits for the gate `epoch-N` before it reports epoch N
     export     waits for the gate `export` before it reports the result
     chatty     prints many lines                       worse    every epoch is worse than the one before
+    lost       finds the parameters gone after epoch 1
     deaf       does not pause when it is told to       mortal   kills itself when it is told to
 """
 
@@ -94,6 +95,15 @@ class Worker:
         kept = await self.keep("checkpoint", f"state of {self.task.job} {self.step}".encode()) if self.step else ""
         say(f"kept {self.step}")
         await self.client.report_checkpoint(kept, self.step, paused=True)
+
+    async def lose(self) -> None:
+        """Keep a checkpoint, go on, and find that the parameters are gone."""
+        kept = await self.keep("checkpoint", f"state of {self.task.job} {self.step}".encode())
+        await self.client.report_checkpoint(kept, self.step)
+        self.step += 7
+        await self.beat()
+        await self.client.report_failure("there is no such group", final=True, step=self.step, group_lost=True)
+        sys.exit(1)
 
     async def gate(self, name: str) -> None:
         """Wait for a gate, giving signs of life."""
@@ -178,6 +188,8 @@ class Worker:
             response = await self.client.report_epoch(epoch)
             stop, best = response.stop, response.best_epoch
             say(f"epoch {number} is done")
+            if self.does("lost") and number == 1:
+                await self.lose()
         self.phase = "exporting"
         await self.beat()
         if self.does("export"):

@@ -150,9 +150,19 @@ class Office:
         self._member(rank, attempt).report_result(result)
 
     def report_failure(
-        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+        self,
+        rank: int,
+        attempt: int,
+        error: str,
+        *,
+        final: bool,
+        step: int,
+        traceback: str = "",
+        group_lost: bool = False,
     ) -> None:
-        self._member(rank, attempt).report_failure(error, final=final, step=step, traceback=traceback)
+        self._member(rank, attempt).report_failure(
+            error, final=final, step=step, traceback=traceback, group_lost=group_lost
+        )
 
     async def reaches(self, rank: int, step: int) -> None:
         """Wait until a rank's process says that it has done so many steps."""

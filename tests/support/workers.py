@@ -263,6 +263,7 @@ class MemoryJob:
     failures: list[tuple[int, str, bool, int]] = field(default_factory=list)
     """(rank, error, final, step)."""
     tracebacks: list[str] = field(default_factory=list)
+    group_lost: bool = False
     phases: list[tuple[int, str]] = field(default_factory=list)
     stopped: bool = False
     meeting: Meeting = field(default_factory=Meeting)
@@ -311,7 +312,7 @@ class MemoryCoordinator:
         if generation:
             self.job.meeting.seen(self.rank, self.attempt, generation)
         stop = self.job.stopped or (self.rank > 0 and self.job.over)
-        pause = self.job.pausing and self.rank == 0
+        pause = self.job.pausing and (self.rank == 0 or not self.job.spec.consistency.waits)
         return Answer(stop=stop, generation=self.job.meeting.generation, pause=pause)
 
     def meet(self, *, lost: int, address: str) -> Place:
@@ -336,9 +337,12 @@ class MemoryCoordinator:
         assert self.rank == 0
         self.job.result = result
 
-    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
+    def report_failure(
+        self, error: str, *, final: bool, step: int, traceback: str = "", group_lost: bool = False
+    ) -> None:
         self.job.failures.append((self.rank, error, final, step))
         self.job.tracebacks.append(traceback)
+        self.job.group_lost = self.job.group_lost or group_lost
 
 
 def no_export(network: Network, samples: Array, path: Path, threads: int) -> float:

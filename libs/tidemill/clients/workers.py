@@ -96,6 +96,18 @@ class WorkerClient:
         response: pb.MeetResponse = await self._repeat(self._stub.Meet, request)
         return response
 
+    async def choose_copy(self, shard: int, term: int = 0, copy: int = 0) -> tuple[int, int]:
+        """Which copy of a replicated shard counts: the term in force (0 = both do), and the copy.
+
+        Args:
+            shard: of the job's group.
+            term: from which on `copy` is to go on alone, when it is the next one; 0 = only ask.
+            copy: 0 or 1.
+        """
+        request = pb.ChooseCopyRequest(token=self._token, shard=shard, term=term, copy=copy)
+        response: pb.ChooseCopyResponse = await self._repeat(self._stub.ChooseCopy, request)
+        return response.term, response.copy
+
     async def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         """Hand in from where the training goes on when nobody holds its state any more (rank 0).
 
@@ -117,7 +129,9 @@ class WorkerClient:
         """Hand in what the job brought forth (rank 0)."""
         await self._repeat(self._stub.ReportResult, pb.ReportResultRequest(token=self._token, result=result))
 
-    async def report_failure(self, error: str, *, final: bool, step: int = 0, traceback: str = "") -> None:
+    async def report_failure(
+        self, error: str, *, final: bool, step: int = 0, traceback: str = "", group_lost: bool = False
+    ) -> None:
         """Say why this worker ends; a `final` failure fails the job, any other lets a new worker take its place.
 
         Args:
@@ -125,9 +139,10 @@ class WorkerClient:
             final: whether a new worker would meet it again.
             step: step at which it happened.
             traceback: where in the code it happened, at most 8 KiB; "" when the reason says it all.
+            group_lost: whether the parameter shards have lost the parameters.
         """
         request = pb.ReportFailureRequest(
-            token=self._token, error=error[:4096], final=final, step=step, traceback=traceback
+            token=self._token, error=error[:4096], final=final, step=step, traceback=traceback, group_lost=group_lost
         )
         await self._repeat(self._stub.ReportFailure, request)
 

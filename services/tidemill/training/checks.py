@@ -22,7 +22,7 @@ MAX_RESTARTS = 3
 MODES = ("bsp", "ssp", "asp")
 MAX_STALENESS = 1 << 20
 DURABILITIES = ("none", "wal", "replicated", "checkpoint")
-AVAILABLE = ("none", "wal")
+AVAILABLE = ("none", "wal", "replicated", "checkpoint")
 """Those that shards can be asked for."""
 INTERVAL_STEPS = 100
 """Steps between two checkpoints of parameter shards when the spec does not say how many."""
@@ -45,7 +45,7 @@ def complete(spec: JobSpec) -> JobSpec:
         optimizer=_optimizer(check, spec.optimizer, sharded),
         strategy=strategy,
         workers=check.number("spec.workers", spec.workers or 1, 1, 64),
-        shards=check.number("spec.shards", spec.shards or 1, 1, 64) if sharded else 0,
+        shards=check.number("spec.shards", spec.shards or _shards(spec), 1, 64) if sharded else 0,
         epochs=check.number("spec.epochs", spec.epochs or 10, 1, 10_000),
         batch_size=check.number("spec.batch_size", spec.batch_size or 64, 1, 1 << 20),
         seed=spec.seed,
@@ -71,6 +71,10 @@ def complete(spec: JobSpec) -> JobSpec:
         check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
     if done.clip_norm and done.shards > 1:
         check.add("spec.clip_norm", f"needs all gradients in one place: 1 shard, not {done.shards}")
+    if done.durability.mode == "replicated" and done.shards == 1:
+        check.add("spec.shards", "must be 2 at least: each has a copy on another one")
+    if done.durability.mode == "checkpoint" and not done.consistency.waits and done.shards > 1:
+        check.add("spec.durability.mode", "cannot be checkpoint with asp on many shards: they are never at one step")
     check.name("spec.optimizer.name", done.optimizer.name)
     if done.alias and not done.register_as:
         check.add("spec.alias", "needs register_as: an alias points at a registered version")
@@ -160,6 +164,11 @@ def _durability(check: "_Problems", asked: Durability, sharded: bool) -> Durabil
     elif mode == "checkpoint":
         steps = check.number("spec.durability.interval_steps", steps or INTERVAL_STEPS, 1, 10**9)
     return Durability(mode=mode, fsync=asked.fsync, interval_steps=steps)
+
+
+def _shards(spec: JobSpec) -> int:
+    """Shards of a job that does not say how many."""
+    return 2 if spec.durability.mode == "replicated" else 1
 
 
 def _only_sharded(check: "_Problems", field: str, given: bool, why: str) -> None:

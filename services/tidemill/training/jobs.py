@@ -109,6 +109,18 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Copy:
+    """The copy of a replicated parameter shard that goes on alone."""
+
+    shard: int
+    """Position among the shards of the job's group."""
+    term: int = 0
+    """Times that a copy of it was given up; 0 = never, both count."""
+    copy: int = 0
+    """0 = the first, 1 = the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training job as it is stored; times are seconds since the epoch, 0 = not yet."""
 
@@ -138,6 +150,8 @@ class Job:
     """The orchestrator that acts on it; what another one still does on it is void."""
     shards: tuple[str, ...] = ()
     """Addresses of the parameter shards that hold its group."""
+    copies: tuple[Copy, ...] = ()
+    """Of its replicated shards, those whose other copy was given up, in order of shard."""
     placement: int = 0
     """Number of times that its group has been given up, to be made anew elsewhere."""
     checkpoint: str = ""
@@ -291,7 +305,14 @@ def given_up(job: Job) -> Job:
     progress = replace(job.progress, step=job.checkpoint_step, samples=job.checkpoint_samples, samples_per_second=0.0)
     workers = tuple(replace(worker, pid=0, handle="", token="", phase="ended", samples=0) for worker in job.workers)
     return replace(
-        job, shards=(), placement=job.placement + 1, progress=progress, workers=workers, held=False, waiting=""
+        job,
+        shards=(),
+        copies=(),
+        placement=job.placement + 1,
+        progress=progress,
+        workers=workers,
+        held=False,
+        waiting="",
     )
 
 

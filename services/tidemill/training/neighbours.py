@@ -54,6 +54,32 @@ class ShardNeighbours:
             if not all(convert.is_ready(part) for part in await admin.get_group(group)):
                 raise NotFound(f"{group} has no values on some shard", reason="GROUP_EMPTY")
 
+    async def check_copies(self, group: str, addresses: Sequence[str]) -> None:
+        """Return when one copy of every shard's part has values. Raises NotFound."""
+        second = rotated(addresses)
+        for pair in zip(addresses, second, strict=True):
+            found = [
+                await self._has_values(name, address)
+                for name, address in zip((group, f"{group}{BACKUP}"), pair, strict=True)
+            ]
+            if True not in found:
+                if None in found:
+                    raise Unavailable(f"no copy of a shard of {group} answers", reason="SHARDS_UNREACHABLE")
+                raise NotFound(f"no copy of a shard of {group} has values", reason="GROUP_EMPTY")
+
+    async def _has_values(self, group: str, address: str) -> bool | None:
+        """Whether a shard has a part with values; None when it does not answer."""
+        try:
+            async with self._admin([address]) as admin:
+                (part,) = await admin.get_group(group)
+        except NotFound:
+            return False
+        except TidemillError as error:
+            if not is_passing(error):
+                raise
+            return None
+        return convert.is_ready(part)
+
     async def look(self, group: str, address: str) -> ShardSight:
         """One shard's part of a group, as it is now; also of a shard that does not answer, within seconds."""
         try:

@@ -70,6 +70,9 @@ class Shards(Protocol):
     async def check_group(self, group: str, addresses: Sequence[str]) -> None:
         """Return when every shard has the group's part with values. Raises NotFound."""
 
+    async def check_copies(self, group: str, addresses: Sequence[str]) -> None:
+        """Return when one copy of every shard's part of a replicated group has values. Raises NotFound."""
+
     async def look(self, group: str, address: str) -> ShardSight:
         """One shard's part of a group, as it is now; also of a shard that does not answer, within seconds."""
 

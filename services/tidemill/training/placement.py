@@ -15,6 +15,8 @@ from tidemill.training.spec import Component
 
 INTERVAL = 1.0
 """Seconds between two looks at what is live."""
+SETTLING = 15.0
+"""Seconds in which a shard that was lost may come back before a job goes on with fewer."""
 
 
 class JobFailed(Exception):
@@ -28,6 +30,10 @@ class JobFailed(Exception):
     def __init__(self, text: str, traceback: str = "") -> None:
         super().__init__(text)
         self.traceback = traceback
+
+
+class ParametersLost(JobFailed):
+    """Shards have lost the parameters of a job that keeps checkpoints of them: it goes on from the last one."""
 
 
 class Placement:
@@ -49,8 +55,13 @@ class Placement:
         """These jobs are active: the shards that hold their groups are loaded."""
         self._load = Counter(address for job in jobs for address in job.shards)
 
-    async def place(self, ledger: Ledger, tell: Callable[[str], None]) -> None:
+    async def place(self, ledger: Ledger, tell: Callable[[str], None], *, again: bool = False) -> None:
         """Store the chosen shards, the least loaded ones, and the optimizer with all its hyperparameters.
+
+        Args:
+            ledger: the job.
+            tell: takes what its log should say.
+            again: whether shards may be gone for good: then it goes on with fewer, if it must.
 
         Raises:
             JobFailed: there were not enough shards in time, or they do not know the optimizer.
@@ -61,10 +72,11 @@ class Placement:
             return
         if ledger.job.shards:  # chosen before a restart: its group may be there already
             return
-        deadline = self._clock.monotonic() + self._patience
+        begun = self._clock.monotonic()
+        deadline = begun + self._patience
         while True:
             chosen, parameters, problem = await self._look(ledger.job)
-            if not problem:
+            if not problem or (again and chosen and self._clock.monotonic() >= begun + min(SETTLING, self._patience)):
                 break
             if self._clock.monotonic() >= deadline:
                 raise JobFailed(f"{problem}, {self._patience:g} s long")
@@ -103,7 +115,7 @@ class Placement:
                     raise
         if len(usable) < wanted:
             verb = "is" if len(usable) == 1 else "are"
-            return (), {}, f"waits for {wanted} parameter {plural}, {len(usable)} {verb} live"
+            return tuple(usable), parameters, f"waits for {wanted} parameter {plural}, {len(usable)} {verb} live"
         return tuple(usable), parameters, ""
 
     def _by_load(self, live: Sequence[str]) -> list[str]:

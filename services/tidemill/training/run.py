@@ -12,15 +12,17 @@ from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import remains
 from tidemill.training.diagnosis.sights import TeamSight
-from tidemill.training.jobs import Job, State, hold, move
+from tidemill.training.jobs import Job, State, given_up, hold, move
 from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.patience import patiently
-from tidemill.training.placement import JobFailed
+from tidemill.training.placement import JobFailed, ParametersLost
 from tidemill.training.team import Team
 from tidemill.training.workshop import Workshop
 
 LOG = logging.getLogger(__name__)
+MOST_ROLLBACKS = 5
+"""Times that a job is rolled back to the same step before it fails."""
 FREEING = 10.0
 """Longest wait in seconds of a job that is being paused for its shards to be free; else that is seen to later."""
 
@@ -97,13 +99,38 @@ class JobRun:
             if job.state is State.STARTING:
                 await self._protect_dataset()
                 await self._shop.placement.place(self._ledger, self._tell)
-            elif job.result is None:
-                await self._check_state()
         if job.result is None:
-            await self._team.train()
+            await self._train(is_new=job.state is State.STARTING)
         await self._team.end()
         with self._span(attributes.SPAN_REGISTER):
             await self._shop.registration.run(self._ledger, self._shop.logs.path(job.uid), self._tell)
+
+    async def _train(self, *, is_new: bool) -> None:
+        """Let the workers train, from the last checkpoint on whenever the parameters are lost that have checkpoints."""
+        assert self._team is not None
+        step, times = -1, 0
+        while True:
+            try:
+                if not is_new:
+                    await self._check_state()
+                return await self._team.train()
+            except ParametersLost as lost:
+                times = times + 1 if step == self._ledger.job.checkpoint_step else 1
+                step, is_new = self._ledger.job.checkpoint_step, True
+                if times > MOST_ROLLBACKS:
+                    raise JobFailed(f"{lost}\n(rolled back {MOST_ROLLBACKS} times to step {step})") from lost
+                await self._roll_back(str(lost))
+
+    async def _roll_back(self, why: str) -> None:
+        """End the workers, and give the job a new group for its last checkpoint."""
+        assert self._team is not None
+        assert self._log is not None
+        await self._team.end()
+        before, now = self._live(self._ledger.job), self._shop.clock.now()
+        await self._ledger.change(lambda job: given_up(self._live(job)), duties=remains.group(before, now))
+        self._tell(f"{why}: rolled back from step {before.progress.step} to step {before.checkpoint_step}")
+        self._team = Team(self._ledger, self._shop, self._log)
+        await self._shop.placement.place(self._ledger, self._tell, again=True)
 
     async def _protect_dataset(self) -> None:
         job = self._ledger.job
@@ -122,21 +149,22 @@ class JobRun:
         if not job.spec.shards:
             self._tell(f"the training service was restarted: workers go on from step {job.checkpoint_step}")
             return
+        if not job.shards:
+            raise ParametersLost("the training service was restarted before they had a place")
         self._tell("the training service was restarted: workers go on where the parameters are")
+        kind = ParametersLost if job.spec.durability.mode == "checkpoint" else JobFailed
         try:
             async with asyncio.timeout(self._shop.group_patience):
                 await patiently(
                     self._shop.clock,
                     "looking for the parameters",
-                    lambda: self._shop.shards.check_group(job.group, job.shards),
+                    lambda: check(job.group, job.shards),
                     self._tell,
                 )
         except NotFound as error:
-            raise JobFailed(
-                f"the training service was restarted, and the parameters are lost: {error.message}"
-            ) from error
+            raise kind(f"the training service was restarted, and the parameters are lost: {error.message}") from error
         except TimeoutError as error:
-            raise JobFailed("the training service was restarted, and the parameter shards are out of reach") from error
+            raise kind("the training service was restarted, and the parameter shards are out of reach") from error
 
     async def _conclude(self, error: BaseException | None) -> None:
         """Store the final state."""

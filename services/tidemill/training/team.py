@@ -16,7 +16,7 @@ from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.meeting import Meeting
 from tidemill.training.meter import Beat, Meter
-from tidemill.training.placement import JobFailed
+from tidemill.training.placement import JobFailed, ParametersLost
 from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.workshop import Seat, Workshop
 
@@ -93,6 +93,7 @@ class Team:
 
         Raises:
             JobFailed: a worker met what any other would meet again, or too many have died.
+            ParametersLost: shards have lost the parameters, and there are checkpoints of them.
             Fenced, CancelAsked, PauseAsked: from the ledger.
         """
         await self._appoint()
@@ -204,8 +205,9 @@ class Team:
         job = self._ledger.job
         generation = 0 if job.spec.shards else self._meeting.generation
         stop = job.held or (rank != 0 and job.state not in _TRAINING)
-        # Nobody makes another step without rank 0: what it keeps before its next one is the same everywhere.
-        return Answer(stop=stop, generation=generation, pause=rank == 0 and job.state is State.PAUSING)
+        # Nobody goes far without rank 0, which keeps what there is when all have stopped; or they are told to stop.
+        pause = job.state is State.PAUSING and (rank == 0 or not job.spec.consistency.waits)
+        return Answer(stop=stop, generation=generation, pause=pause)
 
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         """Where a worker meets the others."""
@@ -217,8 +219,31 @@ class Team:
         # One of them may be due to each death, seen by the others, and one to the arrival of its replacement.
         needless = generation - 1 - 2 * job.restarts
         if needless > 1 + (job.spec.max_restarts or 0):
-            self._refuse(f"workers have lost each other {needless} times although none of them had died")
+            self._refuse(JobFailed(f"workers have lost each other {needless} times although none of them had died"))
         return Place(generation=generation, address=place, checkpoint=job.checkpoint)
+
+    async def choose_copy(self, rank: int, attempt: int, wanted: Copy) -> Copy:
+        """The copy of a shard that counts; the first worker that wants the next term decides."""
+        self._crew.member(rank, attempt)
+        found = _copy(self._ledger.job, wanted.shard)
+        if wanted.term != found.term + 1:
+            return found
+
+        def chosen(job: Job) -> Job:
+            if wanted.term != _copy(job, wanted.shard).term + 1:
+                return job
+            others = [copy for copy in job.copies if copy.shard != wanted.shard]
+            return replace(job, copies=tuple(sorted([*others, wanted], key=lambda copy: copy.shard)))
+
+        try:
+            await self._ledger.change(chosen)
+        except (Fenced, CancelAsked):
+            _stopped()
+        found = _copy(self._ledger.job, wanted.shard)
+        if found == wanted:
+            gone = "first" if wanted.copy else "second"
+            self._log.append(SERVICE, f"the {gone} copy of parameter shard {wanted.shard} is gone: the other goes on alone")
+        return found
 
     async def report_checkpoint(
         self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
@@ -292,17 +317,28 @@ class Team:
         self._delivered.set()
 
     def report_failure(
-        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+        self,
+        rank: int,
+        attempt: int,
+        error: str,
+        *,
+        final: bool,
+        step: int,
+        traceback: str = "",
+        group_lost: bool = False,
     ) -> None:
         """Take note of why a worker cannot go on; a final failure fails the job."""
         member = self._crew.member(rank, attempt)
         member.failure, member.traceback = shortened(f"at step {step}: {error}"), traceback
         self._log.append(SERVICE, f"worker {rank} reports a failure {member.failure}")
-        if final:
-            self._refuse(f"worker {rank} {member.failure}", traceback)
+        if group_lost and self._ledger.job.spec.durability.mode == "checkpoint":
+            if self._ledger.job.state in _TRAINING:
+                self._refuse(ParametersLost(f"worker {rank} {member.failure}"))
+        elif final:
+            self._refuse(JobFailed(f"worker {rank} {member.failure}", traceback))
 
-    def _refuse(self, reason: str, traceback: str = "") -> None:
-        self._refusal = self._refusal or JobFailed(reason, traceback)
+    def _refuse(self, refusal: JobFailed) -> None:
+        self._refusal = self._refusal or refusal
         self._refused.set()
 
     def _check_reporter(self, rank: int, attempt: int) -> None:
@@ -313,6 +349,12 @@ class Team:
     def _running(self, job: Job) -> Job:
         job = self.live(job)
         return move(job, State.RUNNING, self._shop.clock.now()) if job.state is State.STARTING else job
+
+
+def _copy(job: Job, shard: int) -> Copy:
+    if not 0 <= shard < len(job.shards):
+        raise invalid("shard", f"must be one of the {len(job.shards)} of the job")
+    return next((copy for copy in job.copies if copy.shard == shard), Copy(shard=shard))
 
 
 def _stopped() -> NoReturn:

@@ -9,7 +9,7 @@ from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.api.training.v1 import training_pb2_grpc as rpc
 from tidemill.errors import invalid
 from tidemill.training import convert
-from tidemill.training.jobs import MAX_ERROR, MAX_TRACEBACK
+from tidemill.training.jobs import MAX_ERROR, MAX_TRACEBACK, Copy
 from tidemill.training.tokens import Tokens
 from tidemill.training.workshop import Seat
 
@@ -40,6 +40,17 @@ class WorkerServicer(rpc.WorkerServiceServicer):
             raise invalid("address", f"must be at most {MAX_ADDRESS} printable characters")
         place = await seat.employer.meet(seat.rank, seat.attempt, lost=request.lost, address=request.address)
         return pb.MeetResponse(generation=place.generation, address=place.address, checkpoint=place.checkpoint)
+
+    async def ChooseCopy(self, request: pb.ChooseCopyRequest, context: Any) -> pb.ChooseCopyResponse:
+        seat = self._tokens.find(request.token)
+        if request.copy not in (0, 1):
+            raise invalid("copy", "must be 0 or 1")
+        if request.term < 0:
+            raise invalid("term", "must not be negative")
+        found = await seat.employer.choose_copy(
+            seat.rank, seat.attempt, Copy(shard=request.shard, term=request.term, copy=request.copy)
+        )
+        return pb.ChooseCopyResponse(term=found.term, copy=found.copy)
 
     async def ReportCheckpoint(self, request: pb.ReportCheckpointRequest, context: Any) -> Empty:
         seat = self._tokens.find(request.token)
@@ -82,5 +93,6 @@ class WorkerServicer(rpc.WorkerServiceServicer):
             final=request.final,
             step=request.step,
             traceback=request.traceback,
+            group_lost=request.group_lost,
         )
         return Empty()

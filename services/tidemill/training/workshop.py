@@ -34,6 +34,9 @@ class Employer(Protocol):
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         """Where the worker meets the others."""
 
+    async def choose_copy(self, rank: int, attempt: int, wanted: Copy) -> Copy:
+        """The copy of a shard that counts, which is the wanted one if its term is the next."""
+
     async def report_checkpoint(
         self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
     ) -> None:
@@ -46,7 +49,15 @@ class Employer(Protocol):
         """Take the result, once."""
 
     def report_failure(
-        self, rank: int, attempt: int, error: str, *, final: bool, step: int, traceback: str = ""
+        self,
+        rank: int,
+        attempt: int,
+        error: str,
+        *,
+        final: bool,
+        step: int,
+        traceback: str = "",
+        group_lost: bool = False,
     ) -> None:
         """Take note of why a worker cannot go on."""
 

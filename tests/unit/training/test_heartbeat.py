@@ -41,7 +41,9 @@ class Service:
     def report_result(self, result: Result) -> None:
         raise NotImplementedError
 
-    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
+    def report_failure(
+        self, error: str, *, final: bool, step: int, traceback: str = "", group_lost: bool = False
+    ) -> None:
         raise NotImplementedError
 
 

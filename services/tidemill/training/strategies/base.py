@@ -14,6 +14,8 @@ Flat = np.ndarray[tuple[int], np.dtype[np.float32]]
 """All parameters of a model, or a gradient of all of them, one tensor after the other."""
 
 
+GROUP_LOST = "GROUP_LOST"
+"""Reason of the error of a strategy that cannot go on because shards have lost what is kept in checkpoints."""
 CONSTANT = "constant"
 """The schedule of a learning rate that does not change."""
 
@@ -76,7 +78,7 @@ class ParameterServer(Protocol):
         """Let the new group go on from what `read` gives for a group like it; the same again changes nothing."""
 
     def anew(self) -> None:
-        """What was not sent of gradients before is dropped: it belongs to parameters long gone."""
+        """What was not sent of gradients before is dropped: it belongs to parameters long gone. The group is there."""
 
 
 class Lost(Exception):
@@ -145,6 +147,8 @@ class Team:
     """Begins to look for the other workers."""
     pause: Callable[[float], None]
     """Waits so many seconds; raises when the worker is to stop."""
+    rolls_back: bool = False
+    """Whether the job goes on from its last checkpoint when shards have lost the parameters."""
     checkpoint: Callable[[Definition], GroupState] | None = None
     """Reads what a new parameter group goes on from; None = it begins from the start."""
 

@@ -1,9 +1,10 @@
 """Training on a sharded parameter server: step by step together, or at each worker's own pace."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tidemill import errors
-from tidemill.training.strategies.base import Flat, Held, Strategy, Team
+from tidemill.training.strategies.base import GROUP_LOST, Flat, Held, Strategy, Team
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
@@ -26,30 +27,59 @@ class ParameterServerStrategy(Strategy):
 
     def join(self, first: Callable[[], Flat]) -> tuple[int, Flat]:
         """Rank 0 creates the group and sets its first values; others wait until they are there."""
+        if self.team.rank == 0:
+            self._begin_group(first)
+        with self._kept():
+            while True:
+                step = self._begin()
+                try:
+                    flat = self._server.pull(step)
+                except errors.OutOfRange:  # the group was new when it was asked, and goes on from a checkpoint
+                    if self.team.rank == 0:
+                        raise
+                    self.team.pause(_FIRST_PAUSE)
+                    continue
+                if self.team.rounds or self._begin() == step:
+                    self._server.anew()
+                    return step, flat
+
+    def _begin_group(self, first: Callable[[], Flat]) -> None:
+        """Create the group and give it its values, unless both was done."""
         server, team = self._server, self.team
-        if team.rank == 0:
+        with self._kept():
             server.create(team.tensors, team.optimizer, team.optimizer_options)
-            if min(server.versions()) == 0:
-                # The same seed gives the same values: a rank 0 that died between shards is repeated, not contradicted.
-                if team.checkpoint is None:
-                    server.load(first())
-                else:
-                    server.restore(team.checkpoint)
-        server.anew()
-        while True:
-            step = self._begin()
+            versions = server.versions()
+        if min(versions) > 0:
+            return
+        # What a rank 0 that died between shards has done is repeated, not contradicted: the same seed gives the same
+        # values, the same checkpoint the same state.
+        mixed = team.rounds and max(versions) > 1
+        if team.checkpoint is not None:
             try:
-                flat = server.pull(step)
-            except errors.OutOfRange:  # the group was new when it was asked, and goes on from a checkpoint
-                team.pause(_FIRST_PAUSE)
-                continue
-            if team.rounds or self._begin() == step:
-                return step, flat
+                server.restore(team.checkpoint)
+            except errors.FailedPrecondition as error:
+                raise (_lost("a shard has lost its part of them") if mixed else error) from error
+        elif mixed:
+            raise _lost("a shard has lost its part of them")
+        else:
+            with self._kept():
+                server.load(first())
 
     def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
         """Push, and pull what comes out: in rounds that version, else what is there."""
-        self._server.push(gradient, step=step, samples=samples)
-        return self._server.pull(step + 1)
+        with self._kept():
+            self._server.push(gradient, step=step, samples=samples)
+            return self._server.pull(step + 1)
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Shards that are gone have lost the parameters, if they are kept elsewhere."""
+        try:
+            yield
+        except (errors.NotFound, errors.Unavailable) as error:
+            if not self.team.rolls_back or error.reason == GROUP_LOST:
+                raise
+            raise _lost(error.message) from error
 
     def clocks(self) -> Sequence[int] | None:
         """Without rounds, the pushes of each worker that every shard has applied."""
@@ -58,8 +88,14 @@ class ParameterServerStrategy(Strategy):
         return [min(clocks) for clocks in zip(*self._server.clocks(), strict=True)]
 
     def snapshot(self) -> Held:
-        """The group. In rounds nobody makes a step without this worker."""
-        return self._server.snapshot()
+        """The group. In rounds nobody makes a step without this worker; else the others have stopped, or soon do."""
+        while True:
+            try:
+                return self._server.snapshot()
+            except errors.Stale as error:
+                if error.reason != "VERSION_SKEW":
+                    raise
+            self.team.pause(_FIRST_PAUSE)
 
     def _begin(self) -> int:
         """The step to go on with, once rank 0 has created the group on all shards."""
@@ -71,3 +107,7 @@ class ParameterServerStrategy(Strategy):
             except errors.NotFound:
                 self.team.pause(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _lost(why: str) -> errors.NotFound:
+    return errors.NotFound(f"the parameters are lost: {why}", reason=GROUP_LOST)

@@ -26,6 +26,7 @@ from tidemill.training.worker.stop import Stop
 from tidemill.training.worker.task import Task
 from tidemill.training.worker.work import Surroundings, Work
 
+REPLICATED = "replicated"
 CALL_SECONDS = 10.0
 """Longest time of one attempt of a call to the training service."""
 
@@ -116,6 +117,7 @@ class WorkerApp:
             patience=self._config.patience_seconds,
             codec=task.spec.codec.name or EXACT,
             codec_parameters=task.spec.codec.parameters,
+            arbiter=self._coordinator.choose_copy if task.spec.durability.mode == REPLICATED else None,
         )
         self._groups.append(client)
         return RemoteGroup(task, admin, client, self._loop)

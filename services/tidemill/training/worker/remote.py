@@ -46,6 +46,10 @@ class RemoteCoordinator:
         response = self._loop.run(self._client.meet(lost=lost, address=address))
         return Place(generation=response.generation, address=response.address, checkpoint=response.checkpoint)
 
+    def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
+        """Ask which copy of a shard counts."""
+        return self._loop.run(self._client.choose_copy(shard, term, copy))
+
     def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         """Hand in from where workers go on after a restart."""
         self._loop.run(self._client.report_checkpoint(checkpoint, step, paused=paused))
@@ -59,9 +63,13 @@ class RemoteCoordinator:
         """Hand in the result."""
         self._loop.run(self._client.report_result(convert.to_result(result)))
 
-    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
+    def report_failure(
+        self, error: str, *, final: bool, step: int, traceback: str = "", group_lost: bool = False
+    ) -> None:
         """Say why the worker cannot go on."""
-        self._loop.run(self._client.report_failure(error, final=final, step=step, traceback=traceback))
+        self._loop.run(
+            self._client.report_failure(error, final=final, step=step, traceback=traceback, group_lost=group_lost)
+        )
 
 
 class RemoteArtifacts:

@@ -79,6 +79,9 @@ class Coordinator(Protocol):
             address: where rank 0 awaits the others; "" from all others.
         """
 
+    def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
+        """The term in force and the copy of a replicated shard that counts: `copy` if `term` is the next one."""
+
     def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         """Hand in from where workers go on after a restart; the same again changes nothing.
 
@@ -94,7 +97,9 @@ class Coordinator(Protocol):
     def report_result(self, result: Result) -> None:
         """Hand in the result; the same again changes nothing."""
 
-    def report_failure(self, error: str, *, final: bool, step: int, traceback: str = "") -> None:
+    def report_failure(
+        self, error: str, *, final: bool, step: int, traceback: str = "", group_lost: bool = False
+    ) -> None:
         """Say why the worker cannot go on."""
 
 

@@ -15,7 +15,16 @@ from tidemill.errors import TidemillError
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
 from tidemill.training import strategies
-from tidemill.training.strategies.base import CONSTANT, Extras, ParameterServer, Peers, Snapshot, Strategy, Team
+from tidemill.training.strategies.base import (
+    CONSTANT,
+    GROUP_LOST,
+    Extras,
+    ParameterServer,
+    Peers,
+    Snapshot,
+    Strategy,
+    Team,
+)
 from tidemill.training.worker.delivery import Delivery
 from tidemill.training.worker.failure import describe, is_final
 from tidemill.training.worker.failure import trace as trace_of
@@ -95,7 +104,11 @@ class Work:
         LOG.error("cannot go on: %s", "\n".join(filter(None, (describe(error), trace_of(error)))))
         try:
             self._with.coordinator.report_failure(
-                describe(error), final=is_final(error), step=self._progress.step, traceback=trace_of(error)
+                describe(error),
+                final=is_final(error),
+                step=self._progress.step,
+                traceback=trace_of(error),
+                group_lost=isinstance(error, TidemillError) and error.reason == GROUP_LOST,
             )
         except TidemillError as unreported:
             LOG.error("this could not be reported: %s", unreported.message)
@@ -165,6 +178,7 @@ class Work:
                 server=lambda: self._with.server(task),
                 peers=lambda: self._with.peers(task, snapshots.read, self._progress),
                 pause=self._stop.pause,
+                rolls_back=task.spec.durability.mode == "checkpoint",
                 checkpoint=partial(snapshots.read_group, task.checkpoint) if task.checkpoint else None,
             )
         )

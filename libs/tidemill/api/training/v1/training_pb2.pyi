@@ -1988,6 +1988,7 @@ class ReportFailureRequest(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     TRACEBACK_FIELD_NUMBER: _builtins.int
+    GROUP_LOST_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The worker's token."""
     error: _builtins.str
@@ -1998,6 +1999,8 @@ class ReportFailureRequest(_message.Message):
     """Step at which it happened."""
     traceback: _builtins.str
     """Where in the code it happened, at most 8 KiB; empty when the reason says all there is to say."""
+    group_lost: _builtins.bool
+    """Whether parameter shards have lost the parameters, and a job that keeps checkpoints of them goes on from the last one."""
     def __init__(
         self,
         *,
@@ -2006,10 +2009,11 @@ class ReportFailureRequest(_message.Message):
         final: _builtins.bool = ...,
         step: _builtins.int = ...,
         traceback: _builtins.str = ...,
+        group_lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "final", b"final", "step", b"step", "token", b"token", "traceback", b"traceback"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "final", b"final", "group_lost", b"group_lost", "step", b"step", "token", b"token", "traceback", b"traceback"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
