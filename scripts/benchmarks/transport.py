@@ -74,18 +74,19 @@ def measure(payloads: list[str], rungs: list[str], options: argparse.Namespace) 
         peer = stack.enter_context(Helper("scripts.benchmarks.ladder.peer"))
         (shard,) = stack.enter_context(shards(1, options.threads))
         others = Others(peer, shard)
-        for payload in payloads:
-            with ExitStack() as opened:
-                climbed = {name: opened.enter_context(closing(RUNGS[name](payload, others))) for name in rungs}
-                for rung in climbed.values():
-                    rung.exchange()
-                    rung.exchange()
-                    rung.check()
-                for number, found in enumerate(rounds):
-                    print(f"{payload}, round {number + 1}", file=sys.stderr)
-                    for name, rung in climbed.items():
-                        taken, computed = timed(rung, options.repeats or rung.payload.repeats)
-                        found[f"{payload} {name}"], found[f"{payload} {name} cpu"] = taken, computed
+        climbed = {
+            (payload, name): stack.enter_context(closing(RUNGS[name](payload, others)))
+            for payload in payloads
+            for name in rungs
+        }
+        for rung in climbed.values():
+            rung.check()
+            rung.check()
+        for number, found in enumerate(rounds):
+            print(f"round {number + 1}", file=sys.stderr)
+            for (payload, name), rung in climbed.items():
+                taken, computed = timed(rung, options.repeats or rung.payload.repeats)
+                found[f"{payload} {name}"], found[f"{payload} {name} cpu"] = taken, computed
     return rounds
 
 

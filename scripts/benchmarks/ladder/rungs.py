@@ -22,7 +22,7 @@ from tidemill.tensors.blocks import Array
 
 
 class Others:
-    """The processes at the other end.
+    """The processes at the other end, and the vectors at this one, which all rungs of a payload share.
 
     Args:
         peer: runs `peer.py`.
@@ -33,6 +33,14 @@ class Others:
         self.peer = peer
         self.shard = shard
         self.ports = peer.hear()
+        self._vectors: dict[str, tuple[Array, Array]] = {}
+
+    def vectors(self, name: str) -> tuple[Array, Array]:
+        """Gradients and parameters of a payload."""
+        if name not in self._vectors:
+            payload = PAYLOADS[name]
+            self._vectors[name] = payload.gradients(), np.zeros(payload.total, np.float32)
+        return self._vectors[name]
 
 
 class Rung(ABC):
@@ -53,8 +61,7 @@ class Rung(ABC):
         self.name = name
         self.payload = PAYLOADS[name]
         self.pieces = self.payload.pieces
-        self.gradients = self.payload.gradients()
-        self.parameters: Array = np.zeros(self.payload.total, np.float32)
+        self.gradients, self.parameters = others.vectors(name)
         self.other = others.peer.pid
         """The process at the other end."""
         self.open(others)
@@ -68,7 +75,9 @@ class Rung(ABC):
         """Gradients up, parameters down."""
 
     def check(self) -> None:
-        """Raise ValueError unless what came down is right: here, what went up."""
+        """Make an exchange. Raises ValueError unless what came down is right: here, what went up."""
+        self.parameters.fill(0)
+        self.exchange()
         if not np.array_equal(self.parameters, self.gradients):
             raise ValueError(f"{self.text}: what came back is not what was sent")
 
@@ -222,7 +231,7 @@ class Ours(Rung):
 
         asyncio.run(create())
         self._client = ParametersClient([others.shard.address], group, shared=self.shares)
-        self._client.load(self.parameters)
+        self._client.load(np.zeros(self.payload.total, np.float32))
         self._steps = 0
 
     def exchange(self) -> None:
@@ -232,7 +241,8 @@ class Ours(Rung):
         self._client.pull(self._steps, self.parameters, worker=0)
 
     def check(self) -> None:
-        """Raise ValueError unless one more step subtracts the gradients once more."""
+        """Make two exchanges. Raises ValueError unless the second one has subtracted the gradients once more."""
+        self.exchange()
         before = self.parameters.copy()
         self.exchange()
         if not np.array_equal(self.parameters, before - self.gradients):
