@@ -32,7 +32,7 @@ def add_arguments(group: Any) -> None:
         "--durability",
         default="",
         metavar="MODE",
-        help="what outlives the end of a shard: none, wal, checkpoint (none)",
+        help="what outlives the end of a shard: none, wal, replicated or checkpoint (none)",
     )
     group.add_argument("--fsync", action="store_true", help="of wal: acknowledge when the disk has it")
     group.add_argument(

@@ -22,8 +22,6 @@ MAX_RESTARTS = 3
 MODES = ("bsp", "ssp", "asp")
 MAX_STALENESS = 1 << 20
 DURABILITIES = ("none", "wal", "replicated", "checkpoint")
-AVAILABLE = ("none", "wal", "replicated", "checkpoint")
-"""Those that shards can be asked for."""
 INTERVAL_STEPS = 100
 """Steps between two checkpoints of parameter shards when the spec does not say how many."""
 FORMATS = tuple(name for name in plugins.names(datasets) if name != "builtin")
@@ -154,8 +152,7 @@ def _durability(check: "_Problems", asked: Durability, sharded: bool) -> Durabil
     field, mode = "spec.durability.mode", asked.mode or "none"
     if not sharded:
         _only_sharded(check, field, mode != "none", "workers go on from their checkpoints: see checkpoint_steps")
-    if check.one_of(field, mode, DURABILITIES) and mode not in AVAILABLE:
-        check.add(field, f"cannot be {mode} in this release: only {', '.join(AVAILABLE)}")
+    check.one_of(field, mode, DURABILITIES)
     if asked.fsync and mode != "wal":
         check.add("spec.durability.fsync", f"is for wal, not {mode[:40]!r}")
     steps = asked.interval_steps

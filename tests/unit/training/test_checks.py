@@ -101,6 +101,12 @@ def test_what_is_left_out_gets_its_default() -> None:
         ({**REDUCED, "consistency": Consistency(arrival_order=True)}, "spec.consistency.arrival_order"),
         ({**REDUCED, "codec": Component(name="bf16")}, "spec.codec.name"),
         ({**REDUCED, "codec": Component(name="auto")}, "spec.codec.name"),
+        ({"durability": Durability(mode="checkpoint", interval_steps=-1)}, "spec.durability.interval_steps"),
+        ({"durability": Durability(mode="replicated"), "shards": 1}, "spec.shards"),
+        (
+            {"durability": Durability(mode="checkpoint"), "consistency": Consistency(mode="asp"), "shards": 2},
+            "spec.durability.mode",
+        ),
         ({**REDUCED, "durability": Durability(mode="wal")}, "spec.durability.mode"),
         ({**REDUCED, "schedule": Component(name="sine")}, "spec.schedule.name"),
     ],
@@ -122,6 +128,14 @@ def test_what_belongs_together_is_taken() -> None:
     reduced = complete(replace(GOOD, strategy="all_reduce", schedule=cosine, clip_norm=1.0, l1=0.5, shards=3))
     assert reduced.schedule.parameters == {"steps": 7, "minimum": 0.0, "warmup_steps": 0}
     assert (reduced.clip_norm, reduced.l1, reduced.shards) == (1.0, 0.5, 0)
+
+
+def test_what_outlives_a_shard_is_taken() -> None:
+    for kept in (Durability(mode="wal"), Durability(mode="wal", fsync=True), Durability(mode="replicated")):
+        assert complete(replace(GOOD, durability=kept)).durability == kept
+    often = complete(replace(GOOD, durability=Durability(mode="checkpoint"))).durability
+    assert often == Durability(mode="checkpoint", interval_steps=100)
+    assert complete(replace(GOOD, durability=Durability(mode="replicated"))).shards == 2
 
 
 def test_everything_that_is_wrong_is_named_at_once() -> None:

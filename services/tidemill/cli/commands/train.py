@@ -85,7 +85,7 @@ def _training(group: Group) -> None:
     )
     for flag, low, default, help in (
         ("--workers", 1, 1, "worker processes"),
-        ("--shards", 1, 1, "parameter-server shards"),
+        ("--shards", 0, 0, "parameter-server shards; 0 = 1, or 2 when they have copies"),
         ("--epochs", 1, 10, "most epochs"),
         ("--batch-size", 1, 64, "samples a step, over all workers"),
         ("--patience", 0, 0, "epochs without improvement before stopping; 0 = off"),
