@@ -20,6 +20,7 @@ SHORT = {
     "training_orchestrator": ("--kills", "3", "--seed", "8"),
     "training_worker": ("--faults", "2", "--epochs", "4"),
     "training_shard": ("--kills", "4", "--recovery", "60"),
+    "training_copies": ("--kills", "2", "--recovery", "60"),
     "serving_swaps": ("--swaps", "8", "--corrupt", "4", "--rate", "50"),
 }
 ONCE = {
@@ -30,6 +31,7 @@ ONCE = {
     "fuzz_http": ("--requests", "300"),
     "training_worker": ("--faults", "1"),
     "training_shard": ("--kills", "1"),
+    "training_copies": ("--kills", "1"),
 }
 """Once is enough for a fault that is always caught."""
 

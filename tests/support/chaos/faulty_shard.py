@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,8 @@ from tidemill.parameters.__main__ import main
 from tidemill.parameters.consistency.base import Consistency, Record
 from tidemill.parameters.consistency.live import Live
 from tidemill.parameters.durability.wal import Wal
-from tidemill.parameters.rounds import Entry, Header
+from tidemill.parameters.group import Group
+from tidemill.parameters.rounds import Entry, Header, Outcome
 from tidemill.tensors.blocks import Array
 
 LATE = 3
@@ -66,10 +68,23 @@ def forgets_attempts() -> None:
     Wal.recover = partly  # type: ignore[method-assign]
 
 
+def ignores_attempts() -> None:
+    """Take everybody for the first of its rank."""
+    push, attach, shared = Group.push, Group.attach, Group.shared
+
+    def credulous(self: Group, header: Header, *more: Any) -> Outcome:
+        return push(self, replace(header, attempt=0), *more)
+
+    Group.push = credulous  # type: ignore[method-assign, assignment]
+    Group.attach = lambda self, worker, attempt: attach(self, worker, 0)  # type: ignore[method-assign]
+    Group.shared = lambda self, worker, attempt: shared(self, worker, 0)  # type: ignore[method-assign]
+
+
 PLANTS: dict[str, Any] = {
     "acknowledges-early": acknowledges_early,
     "forgets-pushes": forgets_pushes,
     "forgets-attempts": forgets_attempts,
+    "ignores-attempts": ignores_attempts,
 }
 
 if __name__ == "__main__":

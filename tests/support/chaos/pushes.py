@@ -14,6 +14,7 @@ from tests.support.shards import block, header, wire
 from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.clients.parameters import Layout, ParametersClient
+from tidemill.clients.replicas import BACKUP, Arbiter
 from tidemill.rpc.status import translated
 from tidemill.tensors.blocks import Array
 
@@ -120,28 +121,41 @@ class Trial:
         addresses: of the shards.
         group: `groups/{group}`: of zeros, with `RATE`.
         durable: whether a push is acknowledged when its round has closed.
+        arbiter: of a replicated group.
     """
 
-    def __init__(self, addresses: list[str], group: str, *, durable: bool) -> None:
+    def __init__(self, addresses: list[str], group: str, *, durable: bool, arbiter: Arbiter | None = None) -> None:
         self.addresses = addresses
         self.group = group
         self.durable = durable
+        self._arbiter = arbiter
+        self.dead = -1
+        """Number of the process that is dead, with its copies."""
         self.kills = 0
         """Deaths of shards so far."""
         self.stop = threading.Event()
         self.half: Half | None = None
         self.rest: Rest | None = None
-        with ParametersClient(addresses, group, shared=False) as client:
+        with self._client(shared=False) as client:
             self.counts = Counts(client.layout)
             client.load(np.zeros(client.layout.elements, np.float32))
         workers = self.counts.workers
         self.seen = Seen(started=[0] * workers, acknowledged=[0] * workers)
-        self._clients = [
-            ParametersClient(addresses, group, shared=rank == 0, patience=PATIENCE) for rank in range(workers + 1)
-        ]
+        self._clients = [self._client(shared=rank == 0) for rank in range(workers + 1)]
         runs = [Worker(self, client, rank).run for rank, client in enumerate(self._clients[:workers])]
         runs.append(Reader(self, self._clients[-1]).run)
         self._threads = [threading.Thread(target=self._guarded, args=(run,)) for run in runs]
+
+    def _client(self, *, shared: bool, patience: float = PATIENCE) -> ParametersClient:
+        return ParametersClient(self.addresses, self.group, shared=shared, patience=patience, arbiter=self._arbiter)
+
+    def copies(self, shard: int) -> list[tuple[str, str]]:
+        """Address and group of each copy of a shard that is not dead."""
+        number, count = shard % len(self.addresses), len(self.addresses)
+        found = [(number, self.group)]
+        if self._arbiter is not None:
+            found.append(((number + 1) % count, f"{self.group}{BACKUP}"))
+        return [(self.addresses[process], name) for process, name in found if process != self.dead]
 
     def _guarded(self, run: Callable[[], None]) -> None:
         try:
@@ -162,7 +176,7 @@ class Trial:
         with self.seen.changed:
             least = list(self.seen.acknowledged)
         try:
-            with ParametersClient(self.addresses, self.group, shared=False, patience=AUDIT) as client:
+            with self._client(shared=False, patience=AUDIT) as client:
                 _, values = client.pull(timeout=AUDIT)
         except errors.TidemillError:
             self.seen.wrong(sum(least), 0)
@@ -329,14 +343,18 @@ class Worker:
 
     def _haunt(self, shard: int, *, patience: float = 0.0) -> None:
         """Push to a shard as the attempt before; again for so many seconds while it is dead."""
+        for address, group in self._trial.copies(shard):
+            self._push_as_before(shard, address, group, patience)
+
+    def _push_as_before(self, shard: int, address: str, group: str, patience: float) -> None:
         seen = self._trial.seen
-        first = header(self._rank, self._step, attempt=self._attempt - 1, name=self._trial.group)
+        first = header(self._rank, self._step, attempt=self._attempt - 1, name=group)
         poison = [block(b.index, np.full(b.elements, POISON)) for b in self._client.layout.parts[shard]]
         ends = time.monotonic() + patience
         while True:
             heard = True
             try:
-                with wire(self._trial.addresses[shard]) as dialled, translated():
+                with wire(address) as dialled, translated():
                     dialled.stub.Push(iter([first, *poison]), timeout=REFUSAL)
             except errors.Stale:
                 heard = False
