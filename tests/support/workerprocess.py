@@ -21,6 +21,7 @@ from tidemill.rpc.app import App, observer, telemetry
 from tidemill.rpc.config import ServerConfig
 from tidemill.rpc.server import AioServer, Service
 from tidemill.training.epochs import Epoch, Result
+from tidemill.training.jobs import Copy
 from tidemill.training.meter import Beat
 from tidemill.training.spec import JobSpec
 from tidemill.training.tokens import Tokens, digest, fresh
@@ -137,6 +138,9 @@ class Office:
 
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         return self._member(rank, attempt).meet(lost=lost, address=address)
+
+    async def choose_copy(self, rank: int, attempt: int, wanted: Copy) -> Copy:
+        return Copy(shard=wanted.shard)
 
     async def report_checkpoint(
         self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False

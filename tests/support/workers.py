@@ -321,6 +321,9 @@ class MemoryCoordinator:
             generation=number, address=place, checkpoint=self.job.checkpoints[-1][1] if self.job.checkpoints else ""
         )
 
+    def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
+        return 0, 0
+
     def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         assert self.rank == 0
         self.job.checkpoints.append((step, checkpoint))

@@ -89,7 +89,7 @@ class ParametersClient:
         patience: seconds for which an operation is repeated on a shard that cannot be reached.
         shared: whether a worker shares memory with the shards on its host, where these offer it.
         codec: how gradients travel in messages; what is shared is exact in any case. `auto` = the first pushes are
-            exact and timed, then `choice` says what was chosen, and why.
+            timed, exact ones and ones by bf16 in turn, then `choice` says what was chosen, and why.
         codec_parameters: of the codec; those that are missing have defaults.
         arbiter: of a replicated group: decides which copy goes on alone when the other one is gone.
 
@@ -231,8 +231,9 @@ class ParametersClient:
         """
         values = self._vector(flat) if samples else None
         header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
-        if values is not None and self._tuner is not None and self._tuner.is_due:
-            self._tune(self._tuner, values)
+        tuner = self._tuner if values is not None and self.choice is None else None
+        if tuner is not None and values is not None:
+            self._tune(tuner, values)
         sent: dict[int, tuple[int, float]] = {}
         data = None if values is None else self._encoded(values, (worker, step, attempt))
 
@@ -262,15 +263,17 @@ class ParametersClient:
                 response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(), calls)
             self._replicas.seen(shard, response.term)
             if segment is None:
-                size = 4 * sum(block.elements for block in self.layout.parts[shard])
-                sent[endpoint] = size, time.monotonic() - begun
+                elements = sum(block.elements for block in self.layout.parts[shard])
+                sent[endpoint] = elements, time.monotonic() - begun
             if segment is not None and (response.version > step or not self.layout.rounds):
                 segment.free()
             return response
 
         responses = self._everywhere(push)
-        if values is not None and self._tuner is not None and self._tuner.choice is None:
-            self._time(self._tuner, header, sent)
+        if tuner is not None and tuner.choice is None:
+            slowest = max((taken for _, taken in sent.values()), default=0.0)
+            tuner.pushed(sum(elements for elements, _ in sent.values()), slowest)
+            self.choice = tuner.choice
         return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
 
     def pull(
@@ -495,29 +498,13 @@ class ParametersClient:
             self._last = push, known
         return known
 
-    def _time(self, tuner: Tuner, header: pb.PushHeader, sent: Mapping[int, tuple[int, float]]) -> None:
-        """Tell the tuner of an exact push: per shard the bytes in messages, and the seconds that they took."""
-
-        def repeat(endpoint: int, calls: Calls) -> float:
-            empty = pb.PushHeader()
-            empty.CopyFrom(header)
-            empty.name, empty.term = self._name(endpoint), self._replicas.term(endpoint % self._shards)
-            empty.samples = 0
-            begun = time.monotonic()  # a repetition: it changes nothing, and nothing is to be said but that
-            request = iter([pb.PushRequest(header=empty).SerializeToString()])
-            self._call(endpoint, self._push[endpoint], request, calls)
-            return time.monotonic() - begun
-
-        seconds = max((taken for _, taken in sent.values()), default=0.0)
-        call = max(self._everywhere(repeat), default=0.0) if sent else 0.0
-        tuner.pushed(sum(size for size, _ in sent.values()), seconds, call)
-        self.choice = tuner.choice
-
     def _tune(self, tuner: Tuner, values: Array) -> None:
-        """Let the tuner choose, and from now on do as it says."""
-        self.choice = tuner.choose([values[block.slice] for part in self.layout.parts for block in part])
-        self.codec = self.choice.codec
-        self._codec = None if self.codec == EXACT else catalogue.make(self.codec)
+        """Send the next push as the tuner wants it."""
+        if tuner.is_due:
+            self.choice = tuner.choose([values[block.slice] for part in self.layout.parts for block in part])
+        if tuner.codec != self.codec:
+            self.codec = tuner.codec
+            self._codec = None if self.codec == EXACT else catalogue.make(self.codec)
 
     def _chunks(self, endpoint: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
         """The pieces of the `BlockData` of each block of a shard."""

@@ -11,7 +11,8 @@ from opentelemetry import trace
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.parameters import ParametersAdmin
 from tidemill.clients.registry import RegistryClient
-from tidemill.errors import AlreadyExists, FailedPrecondition, NotFound, TidemillError
+from tidemill.clients.replicas import BACKUP, rotated
+from tidemill.errors import AlreadyExists, FailedPrecondition, NotFound, TidemillError, Unavailable
 from tidemill.training import convert
 from tidemill.training.diagnosis.convert import from_group
 from tidemill.training.diagnosis.sights import ShardSight

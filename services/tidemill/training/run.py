@@ -152,6 +152,8 @@ class JobRun:
         if not job.shards:
             raise ParametersLost("the training service was restarted before they had a place")
         self._tell("the training service was restarted: workers go on where the parameters are")
+        shards = self._shop.shards
+        check = shards.check_copies if job.spec.durability.mode == "replicated" else shards.check_group
         kind = ParametersLost if job.spec.durability.mode == "checkpoint" else JobFailed
         try:
             async with asyncio.timeout(self._shop.group_patience):

@@ -11,7 +11,7 @@ from tidemill.training import epochs, remains, tokens
 from tidemill.training.crew import STARTING, Crew
 from tidemill.training.diagnosis.sights import MeetingSight, TeamSight
 from tidemill.training.epochs import Epoch, Result
-from tidemill.training.jobs import Job, State, Worker, move, shortened
+from tidemill.training.jobs import Copy, Job, State, Worker, move, shortened
 from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.meeting import Meeting
@@ -237,12 +237,13 @@ class Team:
 
         try:
             await self._ledger.change(chosen)
-        except (Fenced, CancelAsked):
+        except (Fenced, CancelAsked, PauseAsked):
             _stopped()
         found = _copy(self._ledger.job, wanted.shard)
         if found == wanted:
             gone = "first" if wanted.copy else "second"
-            self._log.append(SERVICE, f"the {gone} copy of parameter shard {wanted.shard} is gone: the other goes on alone")
+            text = f"the {gone} copy of parameter shard {wanted.shard} is gone: the other one goes on alone"
+            self._log.append(SERVICE, text)
         return found
 
     async def report_checkpoint(

@@ -11,6 +11,7 @@ from tidemill.training.changes import Changes
 from tidemill.training.counters import Counters
 from tidemill.training.crew import Patience
 from tidemill.training.epochs import Epoch, Result
+from tidemill.training.jobs import Copy
 from tidemill.training.launchers.base import Launcher
 from tidemill.training.logs import LogDirectory
 from tidemill.training.meter import Beat

@@ -46,6 +46,9 @@ class FakeShards:
     async def check_group(self, group: str, addresses: Sequence[str]) -> None:
         raise AssertionError("not asked here")
 
+    async def check_copies(self, group: str, addresses: Sequence[str]) -> None:
+        raise AssertionError("not asked here")
+
     async def look(self, group: str, address: str) -> ShardSight:
         raise AssertionError("not asked here")
 

@@ -32,6 +32,9 @@ class Service:
     def meet(self, *, lost: int, address: str) -> Place:
         raise NotImplementedError
 
+    def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
+        raise NotImplementedError
+
     def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
         raise NotImplementedError
 

@@ -52,6 +52,9 @@ class FakeShards:
     async def check_group(self, group: str, addresses: Sequence[str]) -> None:
         """It is there."""
 
+    async def check_copies(self, group: str, addresses: Sequence[str]) -> None:
+        """It is there."""
+
 
 class FakeArtifacts:
     """Remembers what is released."""

@@ -1832,6 +1832,66 @@ class MeetRequest(_message.Message):
 Global___MeetRequest: _TypeAlias = MeetRequest  # noqa: Y015
 
 @_typing.final
+class ChooseCopyRequest(_message.Message):
+    """Asks which copy of a shard counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The worker's token."""
+    shard: _builtins.int
+    """Position of the shard among those of the job's group, from 0."""
+    term: _builtins.int
+    """Term from which on `copy` is to go on alone: the one after the term in force, else nothing changes; 0 = change nothing."""
+    copy: _builtins.int
+    """0 = the first copy, 1 = the second one."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        shard: _builtins.int = ...,
+        term: _builtins.int = ...,
+        copy: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "shard", b"shard", "term", b"term", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChooseCopyRequest: _TypeAlias = ChooseCopyRequest  # noqa: Y015
+
+@_typing.final
+class ChooseCopyResponse(_message.Message):
+    """Which copy counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    COPY_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Term in force; 0 = both copies count."""
+    copy: _builtins.int
+    """The copy that counts in it."""
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        copy: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChooseCopyResponse: _TypeAlias = ChooseCopyResponse  # noqa: Y015
+
+@_typing.final
 class MeetResponse(_message.Message):
     """Where to meet the other workers of the job."""
 

@@ -628,6 +628,11 @@ class WorkerServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.FromString,
                 _registered_method=True)
+        self.ChooseCopy = channel.unary_unary(
+                '/tidemill.api.training.v1.WorkerService/ChooseCopy',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyResponse.FromString,
+                _registered_method=True)
         self.ReportCheckpoint = channel.unary_unary(
                 '/tidemill.api.training.v1.WorkerService/ReportCheckpoint',
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ReportCheckpointRequest.SerializeToString,
@@ -678,6 +683,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChooseCopy(self, request, context):
+        """Which copy of a parameter shard counts, in a job whose shards are replicated; lets one go on alone when the other one
+        is gone. The first worker that asks for a term decides for all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReportCheckpoint(self, request, context):
         """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
         sent by rank 0. The one before is deleted. Repeating it changes nothing.
@@ -722,6 +735,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Meet,
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.SerializeToString,
+            ),
+            'ChooseCopy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChooseCopy,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyResponse.SerializeToString,
             ),
             'ReportCheckpoint': grpc.unary_unary_rpc_method_handler(
                     servicer.ReportCheckpoint,
@@ -849,6 +867,33 @@ class WorkerService(object):
             '/tidemill.api.training.v1.WorkerService/Meet',
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetRequest.SerializeToString,
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.MeetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChooseCopy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.WorkerService/ChooseCopy',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ChooseCopyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -261,6 +261,10 @@ class WorkerServiceStub:
     """Metrics of a finished epoch; sent by rank 0. The answer says whether to train on. Repeating it changes nothing."""
     Meet: _grpc.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]
     """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+    ChooseCopy: _grpc.UnaryUnaryMultiCallable[_training_pb2.ChooseCopyRequest, _training_pb2.ChooseCopyResponse]
+    """Which copy of a parameter shard counts, in a job whose shards are replicated; lets one go on alone when the other one
+    is gone. The first worker that asks for a term decides for all.
+    """
     ReportCheckpoint: _grpc.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]
     """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
     sent by rank 0. The one before is deleted. Repeating it changes nothing.
@@ -285,6 +289,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Metrics of a finished epoch; sent by rank 0. The answer says whether to train on. Repeating it changes nothing."""
     Meet: _aio.UnaryUnaryMultiCallable[_training_pb2.MeetRequest, _training_pb2.MeetResponse]  # type: ignore[assignment]
     """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+    ChooseCopy: _aio.UnaryUnaryMultiCallable[_training_pb2.ChooseCopyRequest, _training_pb2.ChooseCopyResponse]  # type: ignore[assignment]
+    """Which copy of a parameter shard counts, in a job whose shards are replicated; lets one go on alone when the other one
+    is gone. The first worker that asks for a term decides for all.
+    """
     ReportCheckpoint: _aio.UnaryUnaryMultiCallable[_training_pb2.ReportCheckpointRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """From where the training goes on when its state is held nowhere any more: neither by workers nor by parameter shards;
     sent by rank 0. The one before is deleted. Repeating it changes nothing.
@@ -330,6 +338,16 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.MeetResponse, _abc.Awaitable[_training_pb2.MeetResponse]]:
         """Where the workers of a job that talk to each other meet; asked again until the answer has an address."""
+
+    @_abc_1.abstractmethod
+    def ChooseCopy(
+        self,
+        request: _training_pb2.ChooseCopyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ChooseCopyResponse, _abc.Awaitable[_training_pb2.ChooseCopyResponse]]:
+        """Which copy of a parameter shard counts, in a job whose shards are replicated; lets one go on alone when the other one
+        is gone. The first worker that asks for a term decides for all.
+        """
 
     @_abc_1.abstractmethod
     def ReportCheckpoint(
