@@ -99,7 +99,7 @@ def choose(
         bandwidth: bytes a second of whole pushes by fp32, until their acknowledgement, but for the latency.
         elements: of a push.
         allowed: names of codecs, the most exact first.
-        latency: seconds that a push takes which carries nothing.
+        latency: seconds that a push takes by any codec.
 
     Raises:
         Invalid: reason NO_CODEC, none that is allowed can carry the sample; or `bandwidth` is not positive.
@@ -118,16 +118,19 @@ def choose(
     for cost in able[1:]:
         if seconds[cost.codec] <= (1 - SAVING) * seconds[best.codec]:
             best = cost
-    return Choice(best.codec, seconds, _reason(best, seconds, elements, line, bandwidth))
+    return Choice(best.codec, seconds, _reason(best, seconds, elements, line, bandwidth, latency))
 
 
-def _reason(best: Cost, seconds: Mapping[str, float], elements: int, line: float, bandwidth: float) -> str:
+def _reason(
+    best: Cost, seconds: Mapping[str, float], elements: int, line: float, bandwidth: float, latency: float
+) -> str:
     converting, sending = elements * (best.encode + best.decode), elements * best.size * line
     others = [f"{_time(taken)} by {name}" for name, taken in seconds.items() if name != best.codec]
     against = f", against {', '.join(others)}" if others else ""
+    besides = f", {_time(latency)} in any case" if latency else ""
     return (
         f"at {bandwidth / 1e6:.4g} MB/s a push of {elements} elements takes {_time(seconds[best.codec])} by "
-        f"{best.codec} ({_time(converting)} to convert, {_time(sending)} to send){against}"
+        f"{best.codec} ({_time(converting)} to convert, {_time(sending)} to send{besides}){against}"
     )
 
 
