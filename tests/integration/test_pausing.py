@@ -1,11 +1,15 @@
 """Jobs that are paused and go on, in every state, with what runs and lies around them."""
 
+import json
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_ports
 from tests.support.training import State, World, alive, ended, spec, state, world
+from tests.support.trainingprocess import process
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.api.training.v1 import training_pb2 as pb
@@ -193,3 +197,37 @@ async def test_a_log_is_followed_over_a_pause(neighbours: World) -> None:
                 await client.resume_job(job.name)
         assert [line.line for line in lines] == list(range(len(lines)))
         assert (rests, lines[-1].text) == (1, "the job has succeeded")
+
+
+async def test_a_service_that_is_killed_at_the_edges_of_a_pause(neighbours: World) -> None:
+    edges = ("after running>pausing 1", "after pausing>pausing 2", "before pausing>paused 1", "after pausing>paused 1")
+    program = ("tests.support.chaos.dying_training",)
+    async with process(neighbours, program, port=free_ports(1)[0]) as service:
+        for number, edge in enumerate(edges):
+            died = neighbours.folder / f"died-{number}"
+            await service.begin(TRAINING_DIES=edge, TRAINING_DIED=str(died))
+            if not number:
+                await until((neighbours.folder / "ports.json").exists)
+                address = f"127.0.0.1:{json.loads((neighbours.folder / 'ports.json').read_text())['grpc']}"
+                async with TrainingClient(address) as client:
+                    job = await client.create_job(spec("epoch:0", workers=2))
+                    neighbours.open_gate("epoch-1")
+                    async for before in client.watch_job(job.name):
+                        if before.epochs and all(worker.pid for worker in before.workers):
+                            break
+                    with pytest.raises((errors.Unavailable, errors.Cancelled)):
+                        await client.pause_job(job.name)
+            assert await service.ended() == -signal.SIGKILL
+            assert died.exists()
+        async with TrainingClient(await service.start()) as client:
+            resting = await state(client, job, State.STATE_PAUSED)
+            assert not alive(before)
+            assert not await neighbours.groups()
+            neighbours.open_gate("epoch-2")
+            await client.resume_job(job.name)
+            done = await ended(client, job, State.STATE_SUCCEEDED)
+            lines = [line async for line in client.logs(job.name)]
+    assert [worker.attempt for worker in resting.workers] == [0, 0], "none was started twice"
+    assert (done.restarts, [worker.attempt for worker in done.workers]) == (0, [1, 1])
+    assert done.epochs[0] == before.epochs[0]
+    assert [line.line for line in lines] == list(range(len(lines)))

@@ -175,6 +175,13 @@ async def test_a_job_is_asked_to_stop(training: Any) -> None:
     assert await run("jobs", "cancel", "x", **variables) == (0, "jobs/x was asked to stop: cancelling\n", "")
 
 
+async def test_a_job_is_paused_and_goes_on(training: Any) -> None:
+    scripted, variables = training
+    assert await run("jobs", "pause", "x", **variables) == (0, "jobs/x was asked to pause\n", "")
+    assert await run("jobs", "resume", "x", "--shards", "3", **variables) == (0, "jobs/x goes on: pending\n", "")
+    assert scripted.requests[-1] == pb.ResumeJobRequest(name="jobs/x", shards=3)
+
+
 async def test_a_job_is_explained(training: Any) -> None:
     scripted, variables = training
     scripted.explanation = pb.JobExplanation(

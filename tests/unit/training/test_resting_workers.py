@@ -19,6 +19,10 @@ DROPOUT = Component(name="mlp", parameters={"hidden": [16], "dropout": 0.3})
 Hook = Callable[[str, int], None]
 
 
+class Died(BaseException):
+    """The end of a process."""
+
+
 def nothing(event: str, step: int) -> None:
     """Let it go on."""
 
@@ -184,6 +188,29 @@ class TestLostParameters:
         lab.again(job)
         assert lab.results(job) == expected
         assert [step for step, _ in job.checkpoints] == [3, 6, 9], "not at the end"
+
+    def test_a_worker_that_dies_while_it_keeps_a_checkpoint_leaves_the_one_before(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wanted = spec(model=DROPOUT)
+        expected = lab.results(lab.straight(wanted))
+        job = MemoryJob(replace(wanted, durability=Durability(mode="checkpoint", interval_steps=3)))
+        keep = FolderArtifacts.keep
+
+        def dying(self: FolderArtifacts, kind: str, *arguments: Any) -> str:
+            digest = keep(self, kind, *arguments)
+            if arguments[1].get("step") == "6":
+                raise Died
+            return digest
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FolderArtifacts, "keep", dying)
+            with pytest.raises(AssertionError):
+                lab.run(job)
+        assert isinstance(lab.workers[0].died, Died)
+        assert [step for step, _ in job.checkpoints] == [3]
+        lab.again(job)
+        assert lab.results(job) == expected
 
     def test_without_checkpoints_nobody_hopes_for_one(self, lab: Lab) -> None:
         job = MemoryJob(spec())
