@@ -78,6 +78,7 @@ class Run:
         self._epochs = options.epochs
         self._plant = options.plant
         self._patience = PATIENCE.get(options.plant, PATIENCE[""])
+        self._copies = 1
         self._how = [signal.SIGSTOP, signal.SIGKILL]
         self.jobs = 0
         self.stuck = 0
@@ -93,7 +94,7 @@ class Run:
 
     async def job(self, faults: int) -> None:
         """One job with at most so many faults."""
-        job = await self._client.create_job({**SPEC, "epochs": self._epochs})
+        job = await self._client.create_job({**SPEC, "epochs": self._epochs, **self._kept()})
         self.jobs += 1
         work = asyncio.ensure_future(self._client.wait_job(job.name))
         trouble = asyncio.ensure_future(self._trouble(job.name, work, faults))
@@ -107,6 +108,11 @@ class Run:
             await self._blame(ended)
         elif work in done:
             await self._judge(ended)
+
+    def _kept(self) -> dict[str, Any]:
+        """Every other job keeps copies: it must come to the same, and its pushes are acknowledged later."""
+        self._copies = 1 if self._plant or self.jobs % 2 == 0 else 2
+        return {"durability": {"mode": "replicated"}} if self._copies == 2 else {}
 
     async def _blame(self, job: pb.Job) -> None:
         """A job is stuck or has failed."""
@@ -122,7 +128,9 @@ class Run:
         artifact = await self._at.artifacts.get_artifact(job.result.artifact)
         self.weights.update(file.sha256 for file in artifact.files if file.path == "model.safetensors")
         wanted = self._epochs * job.epochs[0].samples
-        await until(lambda: len(self._fence.deleted(_group(job.name))) == SHARDS, what="the group is deleted")
+        await until(
+            lambda: len(self._fence.deleted(_group(job.name))) == SHARDS * self._copies, what="the group is deleted"
+        )
         made = {job.progress.samples, *self._fence.deleted(_group(job.name))}
         self.other_samples += made != {wanted}
 
@@ -162,9 +170,11 @@ class Run:
         began = time.monotonic()
         group = _group(job.name)
         await until(
-            lambda: over.done() or self._fence.latest(group, victim.rank) > victim.attempt, 2 * PATIENCE[""], group
+            lambda: over.done() or self._fence.latest(group, victim.rank, self._copies) > victim.attempt,
+            2 * PATIENCE[""],
+            group,
         )
-        if self._fence.latest(group, victim.rank) > victim.attempt:
+        if self._fence.latest(group, victim.rank, self._copies) > victim.attempt:
             self.replaced[how.name] += 1
             self.seconds[how.name].append(time.monotonic() - began)
         else:
@@ -195,6 +205,7 @@ async def run(options: argparse.Namespace, work: Path) -> Report:
         "max_running": 2,
         "worker_silence_seconds": 3600.0 if options.plant == "no-lease" else SILENCE,
         "worker_start_seconds": 60.0,
+        "lease_seconds": 10.0,
     }
     async with world(work, shard_count=SHARDS) as at:
         fence = Fence(at.shards.addresses, options.plant, alone=SHARDS - 1)

@@ -67,7 +67,10 @@ class Shards:
 
     async def ready(self, admin: ParametersAdmin) -> None:
         """Return when all of them answer."""
-        await until(lambda: self._answer(admin), PATIENCE, "the shards answer")
+        try:
+            await until(lambda: self._answer(admin), PATIENCE)
+        except AssertionError as error:
+            raise RuntimeError("\n".join(["not all shards answer", *map(_state, self.processes)])) from error
 
     async def _answer(self, admin: ParametersAdmin) -> bool:
         try:
@@ -125,6 +128,11 @@ class Shards:
         if during is not None:
             during.over.set()
         return number, await asyncio.to_thread(wait, trials, killed, patience)
+
+
+def _state(process: Process) -> str:
+    """Whether a process runs, and the end of what it has said."""
+    return f"{process.log.name}: {'runs' if process.alive else 'has ended'}\n{process.log.read_text()[-2000:]}"
 
 
 def wait(trials: Sequence[Trial], since: float, patience: float = PATIENCE) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.shards import block, header, wire
+from tidemill.clients.replicas import BACKUP
 from tidemill.errors import FailedPrecondition, Stale
 from tidemill.parameters.group import Group
 from tidemill.parameters.rounds import Header, Outcome
@@ -85,13 +86,17 @@ class Fence:
         """Pushes of processes that were replaced."""
         self._samples: dict[tuple[str, int], int] = {}
 
-    def latest(self, group: str, rank: int) -> int:
-        """The highest attempt of a rank that has pushed to all shards; `group` is how its name begins."""
+    def latest(self, group: str, rank: int, copies: int) -> int:
+        """The highest attempt of a rank that has pushed to all shards.
+
+        Args:
+            group: how its name begins.
+            rank: of the worker.
+            copies: of each shard.
+        """
         with self._lock:
-            seen = {
-                key[1]: attempt for key, attempt in self._latest.items() if key[0].startswith(group) and key[2] == rank
-            }
-        return min(seen.get(shard, 0) for shard in range(len(self._addresses)))
+            seen = [at for (name, _, of), at in self._latest.items() if name.startswith(group) and of == rank]
+        return min(seen) if len(seen) == copies * len(self._addresses) else 0
 
     def deleted(self, group: str) -> list[int]:
         """For each shard that has deleted a group, whose name begins so, the samples that made its parameters."""
@@ -141,7 +146,8 @@ class Fence:
     def _speak(self, group: Group, old: Header, version: int) -> None:
         values = np.full(group.part.elements, POISON, np.float32)
         blocks = [block(each.index, group.part.view(values, each.index)) for each in group.part.blocks]
-        with wire(self._addresses[group.definition.shard]) as shard:
+        number = group.definition.shard + group.name.endswith(BACKUP)
+        with wire(self._addresses[number % len(self._addresses)]) as shard:
             for step in dict.fromkeys((old.step, version)):
                 first = header(old.worker, step, attempt=old.attempt, samples=old.samples or 1, name=group.name)
                 refused = False
