@@ -55,6 +55,19 @@ async def test_the_parameters_are_gone_when_the_service_comes_back(neighbours: W
     assert any("the parameters are lost" in line and "rolled back from step 0 to step 0" in line for line in lines)
 
 
+async def test_a_job_whose_parameters_are_lost_while_it_is_paused_has_its_checkpoint(neighbours: World) -> None:
+    async with neighbours.training() as client:
+        job = await client.create_job(spec("epoch:0 deaf:0 lost:0", durability=KEPT))
+        await state(client, job, State.STATE_RUNNING)
+        await client.pause_job(job.name)
+        neighbours.open_gate("epoch-1")
+        resting = await state(client, job, State.STATE_PAUSED)
+        assert resting.progress.step == 10
+        neighbours.open_gate("epoch-2")
+        await client.resume_job(job.name)
+        await ended(client, job, State.STATE_SUCCEEDED)
+
+
 async def test_without_checkpoints_the_job_fails(neighbours: World) -> None:
     async with neighbours.training() as client:
         job = await client.create_job(spec("lost:0"))

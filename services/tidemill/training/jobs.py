@@ -256,8 +256,10 @@ def pause(job: Job, now: float) -> Job:
             reason="JOB_NOT_PAUSABLE",
             metadata={"job": job.name, "state": job.state.value},
         )
-    # Workers that have only just begun would do the same again: nothing of them has to be kept.
-    return replace(move(job, State.PAUSING, now), held=job.state is State.STARTING)
+    # Workers that have only just begun would do the same again, and who goes back to a checkpoint has it: there is
+    # nothing else to keep.
+    nowhere = job.spec.shards > 0 and not job.shards
+    return replace(move(job, State.PAUSING, now), held=job.state is State.STARTING or nowhere)
 
 
 def resume(job: Job, shards: int, now: float) -> Job:

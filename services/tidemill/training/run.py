@@ -127,8 +127,13 @@ class JobRun:
         assert self._log is not None
         await self._team.end()
         before, now = self._live(self._ledger.job), self._shop.clock.now()
-        await self._ledger.change(lambda job: given_up(self._live(job)), duties=remains.group(before, now))
+
+        def gone(job: Job) -> Job:
+            return replace(given_up(self._live(job)), held=job.state is State.PAUSING)
+
+        await self._ledger.change(gone, duties=remains.group(before, now))
         self._tell(f"{why}: rolled back from step {before.progress.step} to step {before.checkpoint_step}")
+        self._ledger.check()
         self._team = Team(self._ledger, self._shop, self._log)
         await self._shop.placement.place(self._ledger, self._tell, again=True)
 

@@ -107,6 +107,8 @@ def test_a_paused_job_goes_on_from_what_was_kept_elsewhere() -> None:
 def test_early_and_late_pauses() -> None:
     assert pause(JOB, 1).state is State.PAUSED
     assert pause(replace(JOB, state=State.STARTING), 1).held, "there is nothing to keep"
+    assert pause(replace(JOB, state=State.RUNNING, spec=JobSpec(shards=1)), 1).held, "it goes back to its checkpoint"
+    assert not pause(replace(JOB, state=State.RUNNING), 1).held, "its workers hold the state"
     for state in (State.FINISHING, State.CANCELLING, *OVER):
         with pytest.raises(errors.FailedPrecondition) as late:
             pause(replace(JOB, state=state), 1)
