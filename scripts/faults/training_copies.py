@@ -49,11 +49,14 @@ async def _kill(plant: str, shards: Shards, trials: list[Trial], kills: int) -> 
         for trial in trials:
             stack.enter_context(trial)
         await asyncio.to_thread(wait, trials, 0.0)  # until there is something to lose
-        number, seconds = await shards.kill(trials, kills, LESS if plant else PATIENCE, revive=False)
+        revive = kills % 2 == 1  # it comes back at once every other time, and knows nothing
+        patience = LESS if plant else PATIENCE
+        number, seconds = await shards.kill(trials, kills, patience, revive=revive, forgets=True)
         for trial in trials:
             await asyncio.to_thread(trial.audit)
         await asyncio.to_thread(stack.close)
-    shards.processes[number].start()
+    if not revive:
+        shards.processes[number].start()
     return seconds
 
 

@@ -96,7 +96,9 @@ class Shards:
         durable = durability != "none"
         return await asyncio.to_thread(Trial, self.addresses, name, durable=durable, arbiter=arbiter)
 
-    async def kill(self, trials: Sequence[Trial], kills: int, patience: float, *, revive: bool) -> tuple[int, float]:
+    async def kill(
+        self, trials: Sequence[Trial], kills: int, patience: float, *, revive: bool, forgets: bool = False
+    ) -> tuple[int, float]:
         """Kill a shard; of four times once while a worker rests, once while a push to it is half sent.
 
         Args:
@@ -104,6 +106,7 @@ class Shards:
             kills: before this one.
             patience: seconds to wait for acknowledgements.
             revive: start it again at once.
+            forgets: when it comes back, it has nothing of these groups.
 
         Returns:
             Its number, and the seconds until a push of every group is acknowledged.
@@ -118,7 +121,7 @@ class Shards:
         killed = time.monotonic()
         await self.processes[number].kill()
         for trial in trials:
-            trial.dead = -1 if revive else number
+            trial.dead = number if forgets else -1
             trial.kills += 1
         self.writing += any(
             not log.with_suffix(".state").exists() for log in (self._work / f"shard-{number}").glob("groups/*/*.log")
