@@ -24,7 +24,7 @@ POISON = 1e6
 PATIENCE = 60.0
 SOONEST = 0.3
 """Seconds in which no process starts: what is acknowledged before that after a kill needed nothing of it any more."""
-AUDIT = 20.0
+AUDIT = 10.0
 REFUSAL = 5.0
 """Seconds in which a push of a replaced worker is refused."""
 
