@@ -1,7 +1,7 @@
 """Manages groups of parameters over all shards."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,6 +51,7 @@ class ParametersAdmin:
         schedule_parameters: Mapping[str, float | bool] | None = None,
         durability: str = "none",
         fsync: bool = False,
+        sparse: Collection[str] = (),
     ) -> list[pb.Group]:
         """The new group's part on each shard, still without values; once more with the same content, the same.
 
@@ -73,6 +74,7 @@ class ParametersAdmin:
             durability: `none`; `wal`: what was acknowledged is there again when a shard was restarted; or `replicated`:
                 the next shard has a copy.
             fsync: for `wal`: whether that also holds for the end of the machine.
+            sparse: names of the tensors of two dimensions whose gradients come as the rows that were touched.
 
         Raises:
             FailedPrecondition: reason NO_DATA_DIRECTORY, a shard cannot keep a log; or NO_BACKUP, there is but one.
@@ -84,7 +86,14 @@ class ParametersAdmin:
         count = len(self._stubs)
         if durability == "replicated" and count < COPIES:
             raise errors.FailedPrecondition("copies need two shards", reason="NO_BACKUP")
-        parts = blocks.assign(blocks.cut(total), count)
+        known = [tensor for tensor, _ in tensors]
+        if missing := sorted({*sparse} - {*known}):
+            raise errors.invalid("sparse", f"has {missing[0][:40]!r}, which is no tensor of the group")
+        tables = [at for at, (tensor, shape) in enumerate(tensors) if tensor in sparse]
+        if any(len(tensors[at][1]) != 2 or not 0 < tensors[at][1][1] <= blocks.BLOCK for at in tables):
+            raise errors.invalid("sparse", f"must be of two dimensions, with rows of at most {blocks.BLOCK} elements")
+        shapes = [shape for _, shape in tensors]
+        parts = blocks.assign(blocks.cut_tables(shapes, tables) if tables else blocks.cut(total), count)
         chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
         way = pb.Consistency(mode=_mode(mode), staleness=staleness, arrival_order=arrival_order)
         specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
@@ -101,6 +110,7 @@ class ParametersAdmin:
                 clip_norm=clip_norm,
                 l1=l1,
                 schedule=pb.Schedule(name=schedule, parameters=_struct(schedule_parameters)),
+                sparse=tables,
                 durability=pb.Durability(mode=_durability(durability), fsync=fsync),
             )
             for shard, part in enumerate(parts)

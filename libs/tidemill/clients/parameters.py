@@ -19,6 +19,7 @@ from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.groupstate import GroupState
 from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
+from tidemill.clients.rows import Tables
 from tidemill.clients.sharedmemory import Segments, SharedSegment
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
@@ -41,7 +42,7 @@ FLOAT = np.dtype("<f4")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """How a group's flat vector is made up and spread."""
 
@@ -53,6 +54,8 @@ class Layout:
     """Number of workers in a round."""
     rounds: bool = True
     """Whether the workers make each step together, so that all shards have the same versions."""
+    sparse: tuple[int, ...] = ()
+    """Positions of the tensors whose gradients come as rows."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -63,6 +66,11 @@ class Layout:
     def elements(self) -> int:
         """Length of the flat vector."""
         return blocks.total(self.shapes)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Where the rows of sparse tensors, and all other tensors, are."""
+        return Tables(self.tensors, [block for part in self.parts for block in part], self.sparse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +168,7 @@ class ParametersClient:
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
         way = groups[0].consistency
         rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
-        layout = Layout(tensors, parts, groups[0].workers, rounds)
+        layout = Layout(tensors, parts, groups[0].workers, rounds, tuple(groups[0].sparse))
         if groups[0].durability.mode == pb.Durability.MODE_REPLICATED and self._replicas.endpoints == self._shards:
             raise errors.FailedPrecondition(f"{self.group} has copies: an arbiter is needed", reason="NO_ARBITER")
         held = sorted((block for part in parts for block in part), key=lambda block: block.index)
@@ -326,6 +334,112 @@ class ParametersClient:
                     raise
                 continue  # rounds have closed since the versions were asked: ask again
             return int(vector.min()), flat
+
+    def push_rows(
+        self,
+        dense: Array,
+        rows: Mapping[str, tuple[Array, Array]],
+        *,
+        worker: int,
+        step: int,
+        attempt: int = 0,
+        samples: int = 1,
+    ) -> PushOutcome:
+        """Hand in one worker's gradients for one step of a group with sparse tensors: exact, and in messages.
+
+        Args:
+            dense: mean gradients over the worker's samples of all other tensors, one after the other, float32.
+            rows: for each sparse tensor that was touched the numbers of the rows, int64 [n], ascending, each once, and
+                their mean gradients, float32 [n, width].
+            worker, step, attempt, samples: as for `push`.
+
+        Raises:
+            Invalid: dense or rows are not of the group. And as `push`.
+        """
+        tables = self.layout.tables
+        values = tables.check_dense(dense)
+        touched = {} if not samples else tables.split(rows)
+        header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
+
+        def push(endpoint: int, calls: Calls) -> pb.PushResponse:
+            shard = endpoint % self._shards
+            own = pb.PushHeader()
+            own.CopyFrom(header)
+            own.name, own.term = self._name(endpoint), self._replicas.term(shard)
+
+            def requests() -> Iterator[bytes]:
+                yield pb.PushRequest(header=own).SerializeToString()
+                for block in self.layout.parts[shard] if samples else ():
+                    if block.index in touched:
+                        numbers, gradients = touched[block.index]
+                        data = pb.BlockData(block=block.index, rows=numbers.tobytes(), data=gradients.tobytes())
+                        yield pb.PushRequest(block=data).SerializeToString()
+                    elif (where := tables.dense.get(block.index)) is not None:
+                        start = pb.BlockData(block=block.index).SerializeToString()
+                        piece = frame(start, pb.BlockData.DATA_FIELD_NUMBER, [values[where].data.cast("B")])
+                        yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
+
+            response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(), calls)
+            self._replicas.seen(shard, response.term)
+            return response
+
+        responses = self._everywhere(push)
+        return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
+
+    def pull_rows(
+        self, version: int, rows: Mapping[str, Array], *, worker: int | None = None, attempt: int = 0
+    ) -> tuple[int, Array, dict[str, Array]]:
+        """The parameters of a group with sparse tensors, of these only some rows.
+
+        Args:
+            version: which, not `LATEST` in rounds; else the clock of the worker.
+            rows: for each sparse tensor of which some are wanted their numbers, int64 [n], ascending, each once.
+            worker, attempt: as for `pull`.
+
+        Returns:
+            The lowest version of a block; all other tensors, one after the other; and the rows, float32 [n, width].
+
+        Raises:
+            Invalid: there are no such rows. And as `pull`.
+        """
+        tables = self.layout.tables
+        if version == LATEST and self.layout.rounds:
+            raise invalid("version", "must be named: shards may be at different ones")
+        wanted = tables.places(rows)
+        dense = np.empty(tables.elements, FLOAT)
+        found = {name: np.empty((len(numbers), tables.width(name)), FLOAT) for name, numbers in rows.items()}
+        versions: dict[int, int] = {}
+
+        def pull(endpoint: int, calls: Calls) -> None:
+            parts = {block.index for block in self.layout.parts[endpoint % self._shards]}
+            where = {place.block: place for place in wanted if place.block in parts}
+            request = pb.PullRequest(
+                name=self._name(endpoint), version=version, worker=worker, attempt=attempt, sparse=True
+            )
+            request.rows.extend(pb.BlockRows(block=index, rows=place.rows.tobytes()) for index, place in where.items())
+            missing = {index for index in parts if index in tables.dense} | where.keys()
+            stub = self._pulling[endpoint]
+            with (
+                call_context(self._tracer, stub.Pull) as metadata,
+                calls.open(stub.Pull(request, metadata=metadata, timeout=deadline.timeout(None)), endpoint) as call,
+            ):
+                for response in call:
+                    if not response.HasField("block"):
+                        continue
+                    index = response.block.block
+                    versions[index] = response.version
+                    missing.remove(index)
+                    values = np.frombuffer(response.block.data, FLOAT)
+                    if (place := where.get(index)) is not None:
+                        found[place.table][place.where] = values.reshape(-1, tables.width(place.table))
+                    else:
+                        dense[tables.dense[index]] = values
+            if missing:
+                shard = endpoint % self._shards
+                raise errors.DataLoss(f"shard {shard} left out {len(missing)} blocks of version {version}")
+
+        self._anywhere(self._down, pull)
+        return min(versions.values(), default=version), dense, found
 
     def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
         """The optimizer's state: the version, and name -> block -> values.

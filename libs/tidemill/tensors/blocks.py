@@ -6,7 +6,7 @@ optimizers on the same lanes. Blocks do not follow tensor borders: element-wise 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,34 @@ def cut(elements: int) -> list[Block]:
     share = math.ceil(elements / _AT_LEAST)
     size = min(BLOCK, max(_ALIGNMENT, math.ceil(share / _ALIGNMENT) * _ALIGNMENT))
     return [Block(index, offset, min(size, elements - offset)) for index, offset in enumerate(range(0, elements, size))]
+
+
+def cut_tables(shapes: Sequence[Sequence[int]], tables: Collection[int]) -> list[Block]:
+    """The blocks of tensors of which some are tables: these have blocks of their own, which hold whole rows.
+
+    Args:
+        shapes: of all tensors, in the order of the flat vector.
+        tables: positions of those of two dimensions that are such tables, none with a row of more than 2^18 elements.
+    """
+    found: list[Block] = []
+
+    def add(offset: int, run: list[Block]) -> None:
+        first = len(found)
+        found.extend(Block(first + at, offset + block.offset, block.elements) for at, block in enumerate(run))
+
+    offset = pending = 0
+    for position, shape in enumerate(shapes):
+        elements = math.prod(shape)
+        if position not in tables:
+            pending += elements
+            continue
+        add(offset, cut(pending))
+        offset, pending = offset + pending, 0
+        size = BLOCK // shape[1] * shape[1]
+        add(offset, [Block(0, first, min(size, elements - first)) for first in range(0, elements, size)])
+        offset += elements
+    add(offset, cut(pending))
+    return found
 
 
 def assign(blocks: Sequence[Block], shards: int) -> list[list[Block]]:

@@ -126,6 +126,12 @@ def make(choice: Choice, sizes: Sequence[int]) -> Optimizer:
     return kind(kind.Config(**choice.parameters), sizes)
 
 
+def check_rows(choice: Choice) -> None:
+    """See that an optimizer leaves rows without gradients as they are. Raises Invalid: NO_SPARSE."""
+    kind = plugins.load(optimizers, choice.name, Optimizer)
+    check_sparse(kind, kind.Config(**choice.parameters))
+
+
 def make_rule(choice: RuleChoice, tensors: Sequence[int], blocks: Sequence[Block]) -> Rule:
     """A new rule for one shard; PyTorch is imported here.
 

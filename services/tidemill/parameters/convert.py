@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -80,6 +81,7 @@ def to_definition(group: pb.Group) -> Definition:
         shards=group.shards,
         consistency=_to_way(group.consistency),
         durability=_to_durability(group.durability),
+        sparse=tuple(group.sparse),
     )
 
 
@@ -147,6 +149,7 @@ def from_definition(definition: Definition) -> pb.Group:
         l1=definition.l1,
         schedule=pb.Schedule(name=definition.schedule.name, parameters=from_choice(definition.schedule).parameters),
         workers=definition.workers,
+        sparse=definition.sparse,
         shard=definition.shard,
         shards=definition.shards,
         consistency=pb.Consistency(
@@ -223,6 +226,12 @@ def to_block(request: pb.PushRequest | pb.LoadRequest) -> tuple[int, bytes]:
     return request.block.block, request.block.data
 
 
+def to_rows(request: pb.PushRequest) -> tuple[int, bytes, bytes]:
+    """The block in a message of a push, with its touched rows if it is of a table. Raises Invalid."""
+    index, data = to_block(request)
+    return index, data, request.block.rows
+
+
 def to_piece(request: pb.LoadRequest) -> tuple[str, int, bytes]:
     """The block in a message of a stream, and of which state it is. Raises Invalid."""
     return request.state, *to_block(request)
@@ -248,7 +257,13 @@ def from_outcome(outcome: Outcome) -> pb.PushResponse:
 
 def to_wish(request: pb.PullRequest) -> Wish:
     """What a pull asks for. Raises Invalid."""
-    return Wish(version=request.version, worker=request.worker if request.HasField("worker") else None)
+    rows = None
+    if request.sparse:
+        rows = {one.block: np.frombuffer(one.rows[: len(one.rows) // 4 * 4], "<u4") for one in request.rows}
+        if len(rows) < len(request.rows) or any(len(one.rows) % 4 for one in request.rows):
+            raise invalid("rows", "must be of different blocks, 4 bytes a row", reason="BAD_ROWS")
+    worker = request.worker if request.HasField("worker") else None
+    return Wish(version=request.version, worker=worker, rows=rows)
 
 
 def from_reading(reading: Reading) -> Iterator[bytes]:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
 
 from tidemill import names
 from tidemill.errors import invalid
@@ -100,6 +102,8 @@ class Definition:
     l1: float = 0.0
     schedule: Choice = CONSTANT
     durability: Durability = Durability()
+    sparse: tuple[int, ...] = ()
+    """Positions of the tensors whose gradients come as rows."""
 
     def __post_init__(self) -> None:
         names.split(self.name, "groups", field="group.name")
@@ -113,6 +117,41 @@ class Definition:
         _check_blocks(self.blocks, total)
         if self.shards == 1:
             _check_whole(self.blocks, total)
+        self._check_sparse()
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Elements of a row, by index, of the blocks of sparse tensors."""
+        starts = list(accumulate((prod(tensor.shape) for tensor in self.tensors), initial=0))
+        found = {}
+        for position in self.sparse:
+            for block in self.blocks:
+                if starts[position] <= block.offset < starts[position + 1]:
+                    found[block.index] = self.tensors[position].shape[1]
+        return found
+
+    def _check_sparse(self) -> None:
+        if not self.sparse:
+            return
+        field = "group.sparse"
+        known = range(len(self.tensors))
+        if list(self.sparse) != sorted({*self.sparse}) or any(at not in known for at in self.sparse):
+            raise invalid(field, "must be positions of tensors, ascending, each once")
+        if any(len(shape := self.tensors[at].shape) != 2 or not 0 < shape[1] <= BLOCK for at in self.sparse):
+            raise invalid(field, f"must be tensors of two dimensions, with rows of at most {BLOCK} elements")
+        if self.durability.mode == "wal":
+            raise invalid(field, "cannot have a log")
+        if self.consistency.arrival_order:
+            raise invalid(field, "cannot be added up in order of arrival")
+        starts = list(accumulate((prod(tensor.shape) for tensor in self.tensors), initial=0))
+        for at in self.sparse:
+            first, end, width = starts[at], starts[at + 1], self.tensors[at].shape[1]
+            for block in self.blocks:
+                last = block.offset + block.elements
+                if block.offset < end and last > first:
+                    whole = first <= block.offset and last <= end
+                    if not whole or (block.offset - first) % width or block.elements % width:
+                        raise invalid("group.blocks", f"block {block.index} must hold whole rows of tensor {at} alone")
 
     @property
     def rule(self) -> RuleChoice:

@@ -16,7 +16,7 @@ from opentelemetry import trace
 from tidemill import errors
 from tidemill.clock import Clock
 from tidemill.compression import catalogue
-from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale
+from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale, invalid
 from tidemill.parameters.consistency.base import Applied, Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.durability.base import Beginning, Journal
@@ -28,8 +28,9 @@ from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 
-Blocks = Iterable[tuple[int, bytes]]
-"""Indexes of blocks with their elements as little-endian float32, as they arrive."""
+Blocks = Iterable[tuple[int, bytes] | tuple[int, bytes, bytes]]
+"""Indexes of blocks with their elements as little-endian float32, as they arrive; of tables, the numbers of the touched
+rows as little-endian 32-bit integers after that."""
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ class Group:
         for member, attempt in zip(self._members, self._journal.attempts, strict=True):
             member.attempt = attempt
 
-    def load(self, blocks: Blocks) -> None:
+    def load(self, blocks: Iterable[tuple[int, bytes]]) -> None:
         """Take the first values, which are version 0; the same ones again change nothing. Raises as `restore`."""
         self.restore(("", index, data) for index, data in blocks)
 
@@ -199,6 +200,8 @@ class Group:
             digest = hashlib.sha256(repr(position).encode() if position else b"")
             for name, index, data in pieces:
                 gathering.add(name, index, data)
+            if gathering.has_state and position is None:
+                raise invalid("state", "needs a position: a group that begins has none")
             values = gathering.values()
             digest.update(values.data)
             with self._alone():
@@ -242,8 +245,11 @@ class Group:
             try:
                 if header.shared and header.samples:
                     staging.fill(self.shared(header.worker, header.attempt).gradients)
-                for index, data in blocks:
-                    staging.add(index, data)
+                for index, data, *rows in blocks:
+                    if rows and index in self.part.widths:
+                        staging.add_rows(index, rows[0], data)
+                    else:
+                        staging.add(index, data)
                 # Without samples the gradients weigh nothing: they need not be sent.
                 return self._commit(header, staging, staging.whole(optional=header.samples == 0), alive)
             finally:
@@ -262,6 +268,8 @@ class Group:
             Exhausted: there is no memory.
             FailedPrecondition: reason NO_SHARED_MEMORY, this system has none.
         """
+        if self.part.widths:
+            raise FailedPrecondition(f"{self.name} has tables: rows are not shared", reason="NO_SHARED_MEMORY")
         with self._changed:
             self._check()
             member = self._member(worker)
@@ -506,7 +514,7 @@ class Group:
             joins = self._joins(header)
             member.attempt = header.attempt
             way = self._alive()
-            if not joins or not way.accept(header, gradients):
+            if not joins or not way.accept(header, gradients, staging.rows):
                 self._duplicates += not joins
                 member.staging = None  # it has its place: another stream of this worker finds it there
                 self._changed.notify_all()

@@ -59,6 +59,8 @@ def way_of(definition: Definition) -> Consistency:
     rule = catalogue.make_rule(
         definition.rule, [math.prod(tensor.shape) for tensor in definition.tensors], definition.blocks
     )
+    if definition.sparse:
+        catalogue.check_rows(definition.optimizer)
     if rule.exchanges and definition.shards > 1:
         raise Unimplemented(
             "clipping by the norm of all gradients, and layer-wise optimizers, work on one shard",
@@ -66,7 +68,7 @@ def way_of(definition: Definition) -> Consistency:
         )
     # In rounds no worker is ahead of another: they are what a staleness of 0 means.
     mode = "bsp" if definition.consistency.rounds else definition.consistency.mode
-    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks), rule)
+    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks, definition.widths), rule)
 
 
 class Groups:
@@ -116,7 +118,7 @@ class Groups:
             self._admit(definition)
             limit_threads(self._limits.optimizer_threads)
             way = way_of(definition)
-            place = self._store.add(definition) if self._store and definition.durability.mode != "none" else None
+            place = self._store.add(definition) if self._store and definition.durability.mode == "wal" else None
             group = self._group(definition, way, place)
             self._groups = {**self._groups, group.name: group}
             return group

@@ -8,6 +8,8 @@ import numpy as np
 
 from tidemill.errors import invalid
 from tidemill.parameters.part import Part
+from tidemill.parameters.rows import Rows
+from tidemill.parameters.rows import mean as mean_of_rows
 from tidemill.tensors.blocks import BLOCK, Array
 
 MAX_SAMPLES = 2**40
@@ -71,7 +73,9 @@ class Contribution:
     attempt: int
     samples: int
     gradients: Array
-    """Mean gradients over the worker's samples, all blocks of the part; of any size when there are no samples."""
+    """Mean gradients over the worker's samples, all dense blocks; of any size when there are no samples."""
+    rows: Mapping[int, Rows] = field(default_factory=dict)
+    """Those of the touched rows of tables, by index of the block."""
 
 
 class Mean:
@@ -83,16 +87,26 @@ class Mean:
 
     Args:
         contributions: in order of rank.
-        part: whose blocks they are of.
+        part: whose dense blocks they are of.
     """
 
     def __init__(self, contributions: Iterable[Contribution], part: Part) -> None:
         weighing = [contribution for contribution in contributions if contribution.samples]
+        part, self._whole = part.dense, part
+        self._tables = [(one.samples, one.rows) for one in weighing]
         self.samples = sum(contribution.samples for contribution in weighing)
         """Of the round; without any there is no mean."""
         self._part = part
         self._weighing = [(one.gradients, np.float32(one.samples / self.samples)) for one in weighing]
         self._spare = np.empty(BLOCK if len(weighing) > 1 else 0, np.float32)
+
+    def rows(self) -> dict[int, Rows]:
+        """The mean of all touched rows, by index of the block."""
+        found = {}
+        for index in sorted({index for _, rows in self._tables for index in rows}):
+            none = Rows(np.empty(0, np.int64), np.empty((0, self._whole.widths[index]), np.float32))
+            found[index] = mean_of_rows([(samples, rows.get(index, none)) for samples, rows in self._tables])
+        return found
 
     def into(self, out: Array, index: int) -> None:
         """Put the mean of the block `index` into `out`. A block fits into the cache, the vector does not."""

@@ -96,6 +96,8 @@ class Rule:
                     self._shrink(parameters[at], gradients[at], rate)
         elif guard:
             for at, (values, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                if isinstance(gradient, Rows) and not len(gradient.indices):
+                    continue
                 with guard(at):
                     self._optimizer.step_block(at, values, gradient, rate)
                     self._shrink(values, gradient, rate)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidemill import names
 from tidemill.errors import Invalid, invalid
 from tidemill.parameters.part import Part
 from tidemill.parameters.staging import FLOAT, Staging
@@ -71,7 +72,7 @@ class Gathering:
 
     def __init__(self, part: Part) -> None:
         self._part = part
-        self._values = Staging(part, {})
+        self._values = Staging(Part(part.blocks), {})
         self._state: dict[str, dict[int, Array]] = {}
         self._blocks = {block.index: block.elements for block in part.blocks}
 
@@ -84,6 +85,7 @@ class Gathering:
         if not state:
             self._values.add(index, data)
             return
+        names.check(state, "state")
         if index not in self._blocks:
             raise _wrong(state, index, "is not on this shard", "UNKNOWN_BLOCK")
         taken = self._state.setdefault(state, {})
@@ -98,15 +100,20 @@ class Gathering:
             raise _wrong(state, index, "holds NaN or infinity", "NON_FINITE")
         taken[index] = values
 
+    @property
+    def has_state(self) -> bool:
+        """Whether any state has come."""
+        return bool(self._state)
+
     def values(self) -> Array:
         """The parameters. Raises Invalid: MISSING_BLOCKS."""
         return self._values.whole()
 
-    def state(self, names: Iterable[str]) -> State:
+    def state(self, known: Iterable[str]) -> State:
         """The state: of every one of these names, and of those that came."""
         indexes = list(self._blocks)
         return {
-            name: [self._state.get(name, {}).get(index) for index in indexes] for name in sorted({*names, *self._state})
+            name: [self._state.get(name, {}).get(index) for index in indexes] for name in sorted({*known, *self._state})
         }
 
 

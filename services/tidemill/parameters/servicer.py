@@ -140,10 +140,10 @@ def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[t
     yield from map(convert.to_piece, rest)
 
 
-def _counted(requests: Iterable[pb.PushRequest], counter: Counter) -> Iterator[tuple[int, bytes]]:
-    for index, data in map(convert.to_block, requests):
-        counter.inc(len(data))
-        yield index, data
+def _counted(requests: Iterable[pb.PushRequest], counter: Counter) -> Iterator[tuple[int, bytes, bytes]]:
+    for index, data, rows in map(convert.to_rows, requests):
+        counter.inc(len(data) + len(rows))
+        yield index, data, rows
 
 
 def _describe(name: str, header: Header) -> None:

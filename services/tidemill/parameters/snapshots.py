@@ -43,7 +43,9 @@ class Snapshots:
     def __init__(self, values: Array, version: int = 0) -> None:
         self.latest = Snapshot(version, Buffer(values))
         self._previous: Snapshot | None = None
-        self._spare: Array | None = None
+        self._spare: tuple[Array, int] | None = None
+        self.drafted: int | None = None
+        """The version whose values are in what `draft` gave last; None = none's."""
 
     def take(self, version: int) -> Snapshot:
         """The snapshot of `version`, which is not later than the latest; counted as read until `release`.
@@ -69,7 +71,11 @@ class Snapshots:
     def draft(self) -> Array:
         """Memory for the next values, which nobody else sees, to be filled and handed to `advance`."""
         spare, self._spare = self._spare, None
-        return np.empty_like(self.latest.values) if spare is None else spare
+        if spare is None:
+            self.drafted = None
+            return np.empty_like(self.latest.values)
+        self.drafted = spare[1]
+        return spare[0]
 
     def advance(self, values: Array | None) -> None:
         """Let `values` be the next version; None = those of the latest have not changed."""
@@ -78,4 +84,4 @@ class Snapshots:
         self.latest = Snapshot(self.latest.version + 1, buffer)
         if retired is not None and not retired.buffer.readers and retired.buffer is not self._previous.buffer:
             # Whoever reads has taken it under the lock: without readers, nobody will see it again.
-            self._spare = retired.values
+            self._spare = retired.values, retired.version

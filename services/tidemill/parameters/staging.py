@@ -7,9 +7,11 @@ import numpy as np
 from tidemill.codecs.base import Codec
 from tidemill.errors import Invalid, Stale, TidemillError
 from tidemill.parameters.part import Part
+from tidemill.parameters.rows import Rows
 from tidemill.tensors.blocks import Array
 
 FLOAT = np.dtype("<f4")
+ROW = np.dtype("<u4")
 
 
 class Staging:
@@ -28,7 +30,9 @@ class Staging:
         self._codec = codec
         self._subject = dict(subject)
         self._values: Array | None = None
-        self._missing = {block.index for block in part.blocks}
+        self._missing = {block.index for block in part.dense.blocks}
+        self.rows: dict[int, Rows] = {}
+        """What has come of tables, by index of the block."""
         self._dropped: Callable[[], TidemillError] | None = None
         self._received = 0
 
@@ -52,6 +56,33 @@ class Staging:
         """Bytes that have come so far."""
         return self._received
 
+    def add_rows(self, index: int, rows: bytes, data: bytes) -> None:
+        """Take the touched rows of the block `index`, which is of a table.
+
+        Raises:
+            Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH, NON_FINITE or BAD_ROWS.
+            TidemillError: the one that this was dropped with.
+        """
+        width = self._part.widths.get(index)
+        if width is None:
+            raise self._invalid(index, "is not of a table on this shard", "UNKNOWN_BLOCK")
+        if index in self.rows:
+            raise self._invalid(index, "came twice", "REPEATED_BLOCK")
+        if self._dropped is not None:
+            raise self._dropped()
+        if len(rows) % ROW.itemsize or len(data) != len(rows) // ROW.itemsize * width * FLOAT.itemsize:
+            raise self._invalid(index, f"has {len(rows)} bytes of rows with {len(data)} of data", "SIZE_MISMATCH")
+        gradients = np.frombuffer(data, FLOAT).reshape(-1, width).copy()  # steps overwrite it
+        if not np.isfinite(gradients).all():
+            raise self._invalid(index, "holds NaN or infinity", "NON_FINITE")
+        try:
+            touched = Rows(np.frombuffer(rows, ROW).astype(np.int64), gradients)
+            touched.check(self._part.elements_of(index))
+        except Invalid as error:
+            raise self._invalid(index, error.message, "BAD_ROWS") from error
+        self.rows[index] = touched
+        self._received += len(data)
+
     def add(self, index: int, data: bytes) -> None:
         """Take the block `index`, as it is encoded.
 
@@ -59,16 +90,16 @@ class Staging:
             Invalid: UNKNOWN_BLOCK, REPEATED_BLOCK, SIZE_MISMATCH, NON_FINITE or BAD_ENCODING.
             TidemillError: the one that this was dropped with.
         """
-        if index not in self._part:
+        if index not in self._part.dense:
             raise self._invalid(index, "is not on this shard", "UNKNOWN_BLOCK")
         if index not in self._missing:
             raise self._invalid(index, "came twice", "REPEATED_BLOCK")
         if self._values is None:
-            self._values = np.empty(self._part.elements, FLOAT)
+            self._values = np.empty(self._part.dense.elements, FLOAT)
         values = self._values
         if self._dropped is not None:
             raise self._dropped()
-        target = self._part.view(values, index)
+        target = self._part.dense.view(values, index)
         if self._codec is not None:
             try:
                 self._codec.decode(data, target.size, target)
@@ -106,6 +137,7 @@ class Staging:
         """Free the memory; what comes later is refused with this error."""
         self._dropped = why
         self._values = None
+        self.rows = {}
 
     def _invalid(self, index: int, problem: str, reason: str) -> Invalid:
         subject = {**self._subject, "block": str(index)}

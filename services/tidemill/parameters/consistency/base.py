@@ -1,7 +1,7 @@
 """What a way of consistency is: it takes whole pushes, applies them, and says who may read what."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Entry, Header
+from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Guard, Rule, run
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
@@ -60,10 +61,12 @@ class Wish:
     Args:
         version: of the parameters, or the clock of the worker, as the way has it; `LATEST` = whatever is there.
         worker: rank of who asks; None = none of the group's workers.
+        rows: of tables, the numbers of the rows that are wanted, by index of the block; None = all of them.
     """
 
     version: int = LATEST
     worker: int | None = None
+    rows: Mapping[int, Array] | None = None
 
     def __post_init__(self) -> None:
         if self.version < LATEST:
@@ -95,7 +98,14 @@ class Consistency(ABC):
         self.part = part
         self.rule = rule
 
-    def step(self, values: Array, fill: Fill, record: Record = nothing_of, guard: Guard = unguarded) -> None:
+    def step(
+        self,
+        values: Array,
+        fill: Fill,
+        record: Record = nothing_of,
+        guard: Guard = unguarded,
+        rows: Mapping[int, Rows] | None = None,
+    ) -> None:
         """Make one step, block by block: each comes into the cache once, unless the whole gradient counts first.
 
         Args:
@@ -103,22 +113,32 @@ class Consistency(ABC):
             fill: given the position of a block and memory for its gradient, puts it there.
             record: given the gradient of each block, in order.
             guard: held while the block at a position changes.
+            rows: the gradients of rows, by index of the block; `fill` and `record` are for all other blocks.
         """
-        blocks, rule = self.part.blocks, self.rule
-        whole = np.empty(self.part.elements if rule.exchanges else min(BLOCK, self.part.elements), FLOAT)
-        if rule.exchanges:
-            gradients = self.part.views(whole)
-            for at, gradient in enumerate(gradients):
+        rule, dense = self.rule, self.part.dense
+        whole = np.empty(dense.elements if rule.exchanges else min(BLOCK, dense.elements), FLOAT)
+        gradients: list[Array | Rows] = []
+        for at, block in enumerate(self.part.blocks):
+            if (width := self.part.widths.get(block.index)) is not None:
+                none = Rows(np.empty(0, np.int64), np.empty((0, width), FLOAT))
+                gradients.append((rows or {}).get(block.index, none))
+            elif rule.exchanges:
+                gradient = dense.view(whole, block.index)
                 fill(at, gradient)
                 record(gradient)
+                gradients.append(gradient)
+            else:
+                gradients.append(whole[: block.elements])
+        if rule.exchanges:
             run(rule.step(self.part.views(values), gradients, guard), self._totals)
             return
-        gradients = [whole[: block.elements] for block in blocks]
 
         @contextmanager
         def filled(at: int) -> Iterator[None]:
-            fill(at, gradients[at])
-            record(gradients[at])
+            gradient = gradients[at]
+            if not isinstance(gradient, Rows):
+                fill(at, gradient)
+                record(gradient)
             with guard(at):
                 yield
 
@@ -207,7 +227,7 @@ class Consistency(ABC):
         """Whether such a push must wait for one that is being applied before it is known what it is."""
 
     @abstractmethod
-    def accept(self, header: Header, gradients: Array) -> bool:
+    def accept(self, header: Header, gradients: Array, rows: Mapping[int, Rows]) -> bool:
         """Take a push that `joins`; whether something is to be applied now, by who has pushed this."""
 
     @abstractmethod
@@ -243,6 +263,26 @@ class Consistency(ABC):
         Raises:
             OutOfRange: reason VERSION_GONE, it is not kept any more.
         """
+
+
+def wanted(part: Part, wish: Wish) -> list[tuple[int, Block, Array | None]]:
+    """The blocks that a wish is for, with their positions: of tables with the rows, None = all.
+
+    Raises:
+        Invalid: there are no such rows.
+    """
+    if wish.rows is None:
+        return [(at, block, None) for at, block in enumerate(part.blocks)]
+    for index, rows in wish.rows.items():
+        if index not in part.widths:
+            raise invalid("rows.block", f"{index} is not of a table on this shard", reason="UNKNOWN_BLOCK")
+        if len(rows) and rows.max() >= part.elements_of(index) // part.widths[index]:
+            raise invalid("rows.rows", f"block {index} has no row {rows.max()}", reason="BAD_ROWS")
+    return [
+        (at, block, wish.rows.get(block.index))
+        for at, block in enumerate(part.blocks)
+        if block.index not in part.widths or block.index in wish.rows
+    ]
 
 
 def ahead(step: int, now: int, what: str) -> FailedPrecondition:

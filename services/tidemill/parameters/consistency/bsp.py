@@ -1,6 +1,6 @@
 """Bulk-synchronous: rounds of gradients of all workers, and the versions that they make."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from tidemill.parameters.consistency.base import (
     Wish,
     ahead,
     nothing_of,
+    wanted,
 )
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Contribution, Entry, Header, Mean
+from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.saved import Position
 from tidemill.parameters.snapshots import Snapshots
-from tidemill.tensors.blocks import BLOCK, Array
+from tidemill.tensors.blocks import BLOCK, Array, Block
 
 
 class Bsp(Consistency):
@@ -37,6 +39,7 @@ class Bsp(Consistency):
         self._snapshots: Snapshots | None = None
         self._arrived: dict[int, Contribution] = {}
         self._closing = False
+        self._touched: dict[int, Mapping[int, Array]] = {}
         self._sums = Sums(part) if definition.consistency.arrival_order else None
 
     def begin(self, values: Array, position: Position) -> None:
@@ -96,9 +99,9 @@ class Bsp(Consistency):
         """Whether a round closes: until then no push belongs to any."""
         return self._closing
 
-    def accept(self, header: Header, gradients: Array) -> bool:
+    def accept(self, header: Header, gradients: Array, rows: Mapping[int, Rows]) -> bool:
         """Let a push wait for the others; whether it was the last one, or is to be added up now."""
-        self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients)
+        self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients, rows)
         last = len(self._arrived) == self.definition.workers
         self._closing = last or self._sums is not None
         return self._closing
@@ -125,13 +128,35 @@ class Bsp(Consistency):
         else:
             mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
 
+        touched = mean.rows() if isinstance(mean, Mean) else {}
+        self._catch_up(draft, values, touched)
+
         def fill(at: int, gradient: Array) -> None:
             index = self.part.blocks[at].index
             mean.into(gradient, index)
             np.copyto(self.part.view(draft, index), self.part.view(values, index))
 
-        self.step(draft, fill, record)
+        self.step(draft, fill, record, rows=touched)
         return draft
+
+    def _catch_up(self, draft: Array, values: Array, touched: Mapping[int, Rows]) -> None:
+        """Let the draft have the tables of the latest version: it is the version before the last, where there was one.
+
+        So of a table only the rows are copied that the last two steps have touched, and not all of it.
+        """
+        assert self._snapshots is not None
+        held = self._snapshots.drafted
+        behind = None if held is None else [self._touched.get(version) for version in range(held + 1, self.version + 1)]
+        for index in self.part.widths:
+            if behind is None or None in behind:
+                np.copyto(self.part.view(draft, index), self.part.view(values, index))
+                continue
+            for changed in behind:
+                if changed and index in changed:
+                    rows = changed[index]
+                    self.part.rows(draft, index)[rows] = self.part.rows(values, index)[rows]
+        self._touched[self.version + 1] = {index: rows.indices for index, rows in touched.items()}
+        self._touched.pop(self.version - 2, None)
 
     def done(self, header: Header) -> None:
         """Let the next version be seen, if there is one."""
@@ -157,8 +182,17 @@ class Bsp(Consistency):
         snapshots = self._snapshots
         assert snapshots is not None
         found = snapshots.take(self.version if wish.version == LATEST else wish.version)
-        blocks = ((block, self.part.view(found.values, block.index), found.version) for block in self.part.blocks)
+        blocks = self._blocks(found.values, found.version, wanted(self.part, wish))
         return Reading(version=found.version, blocks=blocks, close=lambda: snapshots.release(found))
+
+    def _blocks(
+        self, values: Array, version: int, asked: Sequence[tuple[int, Block, Array | None]]
+    ) -> Iterator[tuple[Block, Array, int]]:
+        for _, block, rows in asked:
+            if rows is None:
+                yield block, self.part.view(values, block.index), version
+            else:
+                yield block, self.part.rows(values, block.index)[rows].reshape(-1), version
 
 
 class Sums:

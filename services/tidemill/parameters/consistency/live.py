@@ -1,7 +1,7 @@
 """Parameters that change under their readers: every block is whole, and has a version of its own."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,10 +16,12 @@ from tidemill.parameters.consistency.base import (
     Wish,
     ahead,
     nothing_of,
+    wanted,
 )
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Entry, Header
+from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.saved import Position
 from tidemill.tensors.blocks import Array, Block
@@ -40,7 +42,7 @@ class Live(Consistency):
         self._steps = 0
         self._clocks = [0] * definition.workers
         self._applied = [0] * definition.workers
-        self._pushes: dict[int, tuple[Header, Array]] = {}
+        self._pushes: dict[int, tuple[Array, Mapping[int, Rows]]] = {}
         self._locks = [threading.Lock() for _ in part.blocks]
         self._versions = [0] * len(part.blocks)
 
@@ -94,25 +96,25 @@ class Live(Consistency):
         """Whether a push of the same worker is being applied."""
         return header.worker in self._pushes
 
-    def accept(self, header: Header, gradients: Array) -> bool:
+    def accept(self, header: Header, gradients: Array, rows: Mapping[int, Rows]) -> bool:
         """Take a push: it is to be applied now."""
-        self._pushes[header.worker] = header, gradients
+        self._pushes[header.worker] = gradients, rows
         return True
 
     def apply(self, header: Header, record: Record = nothing_of) -> Applied:
         """Make a step, one block after the other."""
-        _, gradients = self._pushes[header.worker]
+        gradients, rows = self._pushes[header.worker]
         if header.samples:
 
             def fill(at: int, gradient: Array) -> None:
                 # A copy: steps overwrite gradients, and in shared memory the worker may be writing them again.
-                np.copyto(gradient, self.part.view(gradients, self.part.blocks[at].index))
+                np.copyto(gradient, self.part.dense.view(gradients, self.part.blocks[at].index))
 
-            self._change(fill, record)
+            self._change(fill, record, rows)
         self._applied[header.worker] += 1
         return Applied(version=sum(self._applied), samples=header.samples)
 
-    def _change(self, fill: Fill, record: Record) -> None:
+    def _change(self, fill: Fill, record: Record, rows: Mapping[int, Rows] | None = None) -> None:
         assert self._values is not None
 
         @contextmanager
@@ -121,7 +123,7 @@ class Live(Consistency):
                 yield
                 self._versions[at] += 1
 
-        self.step(self._values, fill, record, locked)
+        self.step(self._values, fill, record, locked, rows)
 
     def done(self, header: Header) -> None:
         """Let the worker's clock be seen to go on."""
@@ -150,11 +152,17 @@ class Live(Consistency):
     def read(self, wish: Wish) -> Reading:
         """All blocks, each as it is when its turn comes."""
         assert self._values is not None
-        return Reading(version=self._steps, blocks=self._blocks(self._values))
+        return Reading(version=self._steps, blocks=self._blocks(self._values, wanted(self.part, wish)))
 
-    def _blocks(self, values: Array) -> Iterator[tuple[Block, Array, int]]:
-        for position, block in enumerate(self.part.blocks):
+    def _blocks(
+        self, values: Array, asked: Sequence[tuple[int, Block, Array | None]]
+    ) -> Iterator[tuple[Block, Array, int]]:
+        for position, block, rows in asked:
             # A copy: whoever reads may be slow, and the next push must not wait for that.
             with self._locks[position]:
-                copy, version = self.part.view(values, block.index).copy(), self._versions[position]
+                version = self._versions[position]
+                if rows is None:
+                    copy = self.part.view(values, block.index).copy()
+                else:
+                    copy = self.part.rows(values, block.index)[rows].reshape(-1)
             yield block, copy, version

@@ -363,6 +363,7 @@ class Group(_message.Message):
     DURABILITY_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -427,6 +428,13 @@ class Group(_message.Message):
     def durability(self) -> Global___Durability:
         """What outlives the end of a shard; missing = nothing."""
 
+    @_builtins.property
+    def sparse(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Positions, in order, of the tensors of two dimensions whose gradients come as the rows that were touched: the others and
+        their optimizer state stay as they are. Their blocks begin and end with them and hold whole rows. INVALID_ARGUMENT
+        (NO_SPARSE) when the optimizer changes rows without gradients; not with a log, nor in order of arrival.
+        """
+
     def __init__(
         self,
         *,
@@ -451,10 +459,11 @@ class Group(_message.Message):
         durability: Global___Durability | None = ...,
         steps: _builtins.int = ...,
         term: _builtins.int = ...,
+        sparse: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "state", b"state", "steps", b"steps", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "sparse", b"sparse", "state", b"state", "steps", b"steps", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -590,23 +599,57 @@ class BlockData(_message.Message):
 
     BLOCK_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     block: _builtins.int
     """Index of the block."""
     data: _builtins.bytes
-    """Its elements as little-endian FP32: 4 bytes each, all of the block; in a push as its header's codec says."""
+    """Its elements as little-endian FP32: 4 bytes each, all of the block; in a push as its header's codec says. Of a sparse
+    tensor: the rows in `rows`, or those that were asked for.
+    """
+    rows: _builtins.bytes
+    """Of a sparse tensor, in a push: numbers of the touched rows within the block, ascending, each once, as little-endian
+    32-bit integers. A block without touched rows does not come.
+    """
     def __init__(
         self,
         *,
         block: _builtins.int = ...,
         data: _builtins.bytes = ...,
+        rows: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "data", b"data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "data", b"data", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlockData: _TypeAlias = BlockData  # noqa: Y015
+
+@_typing.final
+class BlockRows(_message.Message):
+    """Rows of a block of a sparse tensor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCK_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    block: _builtins.int
+    """Index of the block."""
+    rows: _builtins.bytes
+    """Their numbers within the block, as little-endian 32-bit integers."""
+    def __init__(
+        self,
+        *,
+        block: _builtins.int = ...,
+        rows: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlockRows: _TypeAlias = BlockRows  # noqa: Y015
 
 @_typing.final
 class LoadRequest(_message.Message):
@@ -856,6 +899,8 @@ class PullRequest(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     SHARED_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
+    SPARSE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     version: _builtins.int
@@ -870,6 +915,12 @@ class PullRequest(_message.Message):
     """
     attempt: _builtins.int
     """With `shared`: the worker's attempt."""
+    sparse: _builtins.bool
+    """Whether only `rows` are wanted of sparse tensors, and all of the others; else all of all."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___BlockRows]:
+        """With `sparse`: the rows, in order of block; each block at most once."""
+
     def __init__(
         self,
         *,
@@ -878,10 +929,12 @@ class PullRequest(_message.Message):
         worker: _builtins.int | None = ...,
         shared: _builtins.bool = ...,
         attempt: _builtins.int = ...,
+        sparse: _builtins.bool = ...,
+        rows: _abc.Iterable[Global___BlockRows] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "attempt", b"attempt", "name", b"name", "shared", b"shared", "version", b"version", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_worker", b"_worker", "attempt", b"attempt", "name", b"name", "rows", b"rows", "shared", b"shared", "sparse", b"sparse", "version", b"version", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__worker: _TypeAlias = _typing.Literal["worker"]  # noqa: Y015
     _WhichOneofArgType__worker: _TypeAlias = _typing.Literal["_worker", b"_worker"]  # noqa: Y015
