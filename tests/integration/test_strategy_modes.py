@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from tests.support.memorygroup import MemoryGroup
 from tests.support.shards import Shards, shards
 from tests.support.wait import until
-from tests.support.workers import FolderArtifacts, MemoryGroup, MemoryJob, ThreadedNetwork, Worker, spec
+from tests.support.workers import FolderArtifacts, MemoryJob, ThreadedNetwork, Worker, spec
 from tidemill.clients.parameters import ParametersClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training.spec import Component, Consistency, EarlyStopping, JobSpec

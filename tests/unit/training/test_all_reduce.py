@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.support.workers import FolderArtifacts, MemoryGroup, MemoryJob, ThreadedNetwork, Worker, spec
+from tests.support.memorygroup import MemoryGroup
+from tests.support.workers import FolderArtifacts, MemoryJob, ThreadedNetwork, Worker, spec
 from tidemill.training.spec import Component, EarlyStopping, JobSpec
 from tidemill.training.strategies import all_reduce
 from tidemill.training.strategies.all_reduce import BUCKET, FIRST_BUCKET, Bucket, Round, buckets

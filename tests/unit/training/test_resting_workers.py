@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.support.workers import FolderArtifacts, MemoryGroup, MemoryJob, ThreadedNetwork, Worker, spec
+from tests.support.memorygroup import MemoryGroup
+from tests.support.workers import FolderArtifacts, MemoryJob, ThreadedNetwork, Worker, spec
 from tidemill.errors import DataLoss
 from tidemill.training.spec import Component, Durability, EarlyStopping, JobSpec
 from tidemill.training.worker import work

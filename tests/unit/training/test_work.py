@@ -16,7 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from safetensors.numpy import load_file
 
 from tests.support.datafiles import mnist_like, write_csv, write_idx, write_npz
-from tests.support.workers import FolderArtifacts, MemoryGroup, MemoryJob, ThreadedNetwork, Worker, spec
+from tests.support.memorygroup import MemoryGroup
+from tests.support.workers import FolderArtifacts, MemoryJob, ThreadedNetwork, Worker, spec
 from tidemill import errors
 from tidemill.telemetry import attributes
 from tidemill.training.epochs import Result
