@@ -23,7 +23,7 @@ from trainers.crew import ALLOCATOR, Broken, Crew, Wrong
 from trainers.gates import FLOOR, OURS
 from trainers.job import Job
 from trainers.models import MODELS
-from trainers.modes import MODES
+from trainers.modes import BY_ROWS, MODES
 
 PEERS = {"ddp": ("ddp", ""), "torchrpc": ("torchrpc", ""), "tfps": ("tfps", "1"), "tfps10": ("tfps", "10")}
 """By the name in the report: the file in `trainers`, and its option."""
@@ -51,6 +51,8 @@ def main() -> int:
             for number, found in enumerate(rounds):
                 copies.append(copy_rate())
                 for name, (module, option) in systems.items():
+                    if option in BY_ROWS and MODELS[model].kind != "embedding":
+                        continue  # there is no table
                     print(f"{model}, workers: {workers}, round {number + 1}: {name}", file=sys.stderr)
                     try:
                         run = measure(module, option, model, workers, options, right)

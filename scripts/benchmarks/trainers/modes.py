@@ -47,6 +47,10 @@ MODES = {
     "bsp-grpc": Mode(client={"shared": False}),
     "bsp-shm": Mode(client={"shared": True}),
     "asp-grpc": Mode(client={"shared": False}, group={"mode": "asp"}, exact=False),
+    "sparse-grpc": Mode(client={"shared": False}, group={"sparse": ("t0",)}),
     "asp-shm": Mode(client={"shared": True}, group={"mode": "asp"}, exact=False),
 }
 """By the name that `--modes` takes. The promises in `gates.py` know bsp-grpc, bsp-shm, asp-grpc and sparse-grpc."""
+
+BY_ROWS = frozenset(name for name, mode in MODES.items() if "sparse" in mode.group)
+"""Those that need a model that is one table."""

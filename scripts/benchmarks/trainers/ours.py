@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
@@ -65,6 +66,8 @@ def main(role: str, index: int, job: Job) -> None:
     """One worker: parameters and gradients are views of one vector each, as in the workers of training jobs."""
     keep_chunks()
     mode = MODES[job.option]
+    if "sparse" in mode.group:
+        return by_rows(index, job, mode)
     net, batches = nets.prepare(job, sparse=False), nets.data(job, index)
     values = list(net.values)
     first = net.flat()
@@ -89,6 +92,36 @@ def main(role: str, index: int, job: Job) -> None:
             return mode.exchange(worker, i)
 
         train(job, step, net.flat, index == 0)
+
+
+def by_rows(index: int, job: Job, mode: Mode) -> None:
+    """One worker of a model that is one table, whose gradients and parameters travel by the rows of a batch."""
+    net, batches = nets.prepare(job), nets.data(job, index)
+    (table,) = net.values
+    addresses = [address(job, shard) for shard in range(mode.shards)]
+    if index == 0:
+        asyncio.run(create(addresses, net, job, mode))
+    none = np.empty(0, np.float32)
+    done = 0
+    with ParametersClient(addresses, GROUP, **mode.client) as client:
+        if index == 0:
+            client.load(net.flat())
+
+        def step(i: int) -> int:
+            nonlocal done
+            x, y = batches[i % len(batches)]
+            wanted = np.sort(y.numpy())
+            _, _, found = client.pull_rows(i, {"t0": wanted}, worker=index)
+            table.data[torch.from_numpy(wanted)] = torch.from_numpy(found["t0"])
+            table.grad = None
+            net(x, y).backward()
+            gradient = table.grad.coalesce()
+            rows = gradient.indices()[0].numpy(), gradient.values().numpy()
+            client.push_rows(none, {"t0": rows}, worker=index, step=i, samples=net.model.batch)
+            done = i + 1
+            return int(found["t0"].nbytes + sum(part.nbytes for part in rows) + wanted.nbytes)
+
+        train(job, step, lambda: client.pull(done)[1], index == 0)
 
 
 async def create(addresses: list[str], net: nets.Net, job: Job, mode: Mode) -> None:
