@@ -1,6 +1,7 @@
 """Puts a shard of the parameter server together."""
 
 import asyncio
+import os
 from pathlib import Path
 
 from tidemill.clients.instances import Registration
@@ -37,6 +38,7 @@ def build(config: Config, *, clock: Clock | None = None) -> App:
         groups=config.max_groups,
         waiting=config.waiting_pulls,
         optimizer_threads=config.optimizer_threads,
+        lanes=config.lanes or min(4, os.cpu_count() or 1),
     )
     code = Code(encode=convert.encode, decode=convert.decode)
     store = Store(Path(config.data), code, config.log_bytes) if config.data else None

@@ -41,6 +41,7 @@ class Config(ServerConfig):
         256 << 20,
     )
     optimizer_threads: int = setting("threads of PyTorch for one operation; more processes scale better", 1)
+    lanes: int = setting("blocks that a step works on at the same time; 0 = as many as there are cores, at most 4", 0)
 
     def __post_init__(self) -> None:
         # Not super(): a dataclass with slots is a new class, which the zero-argument form does not know.
@@ -48,6 +49,8 @@ class Config(ServerConfig):
         for field in ("max_bytes", "max_groups", "log_bytes", "waiting_pulls", "reserved_threads", "optimizer_threads"):
             if getattr(self, field) < 1:
                 raise invalid(field, "must be at least 1")
+        if not 0 <= self.lanes <= 64:
+            raise invalid("lanes", "must be in [0, 64]")
         if not 0 < self.silence_seconds <= 3600:
             raise invalid("silence_seconds", "must be above 0 and at most 3600")
         if self.shard < 0:

@@ -15,6 +15,7 @@ from tidemill.parameters.consistency.base import Consistency
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.durability.base import Journal, Place
 from tidemill.parameters.group import Group
+from tidemill.parameters.lanes import ALONE, Lanes
 from tidemill.parameters.optimizers.base import limit_threads
 from tidemill.parameters.part import Part
 from tidemill.parameters.sharedmemory import Segment
@@ -31,12 +32,14 @@ class Limits:
         groups: number of groups.
         waiting: calls that wait for a version at a time.
         optimizer_threads: threads of PyTorch for one operation.
+        lanes: blocks of a group that are worked on at the same time.
     """
 
     bytes: int
     groups: int
     waiting: int
     optimizer_threads: int
+    lanes: int = 1
 
 
 def needed(definition: Definition) -> int:
@@ -54,7 +57,7 @@ def needed(definition: Definition) -> int:
     return 4 * definition.elements * (values + whole + states + copies + definition.workers)
 
 
-def way_of(definition: Definition) -> Consistency:
+def way_of(definition: Definition, lanes: Lanes = ALONE) -> Consistency:
     """What holds a group's parameters, as its definition says; PyTorch is imported here."""
     rule = catalogue.make_rule(
         definition.rule, [math.prod(tensor.shape) for tensor in definition.tensors], definition.blocks
@@ -68,7 +71,9 @@ def way_of(definition: Definition) -> Consistency:
         )
     # In rounds no worker is ahead of another: they are what a staleness of 0 means.
     mode = "bsp" if definition.consistency.rounds else definition.consistency.mode
-    return plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks, definition.widths), rule)
+    way = plugins.load(consistency, mode, Consistency)(definition, Part(definition.blocks, definition.widths), rule)
+    way.lanes = lanes
+    return way
 
 
 class Groups:
@@ -92,6 +97,7 @@ class Groups:
         store: Store | None = None,
     ) -> None:
         self._store = store
+        self._lanes = Lanes(limits.lanes)
         self._limits = limits
         self._clock = clock
         self._tracer = tracer
@@ -117,7 +123,7 @@ class Groups:
                 return there
             self._admit(definition)
             limit_threads(self._limits.optimizer_threads)
-            way = way_of(definition)
+            way = way_of(definition, self._lanes)
             place = self._store.add(definition) if self._store and definition.durability.mode == "wal" else None
             group = self._group(definition, way, place)
             self._groups = {**self._groups, group.name: group}
@@ -134,7 +140,7 @@ class Groups:
             for definition, place in self._store.kept() if self._store else ():
                 self._admit(definition)
                 limit_threads(self._limits.optimizer_threads)
-                group = self._group(definition, way_of(definition), place)
+                group = self._group(definition, way_of(definition, self._lanes), place)
                 group.recover()
                 self._groups = {**self._groups, group.name: group}
 
@@ -198,6 +204,7 @@ class Groups:
         """Let all calls that wait fail with UNAVAILABLE: the process ends."""
         for group in self._groups.values():
             group.stop()
+        self._lanes.close()
 
     def _admit(self, definition: Definition) -> None:
         if len(self._groups) >= self._limits.groups:

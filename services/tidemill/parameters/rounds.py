@@ -10,7 +10,7 @@ from tidemill.errors import invalid
 from tidemill.parameters.part import Part
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.rows import mean as mean_of_rows
-from tidemill.tensors.blocks import BLOCK, Array
+from tidemill.tensors.blocks import Array
 
 MAX_SAMPLES = 2**40
 
@@ -98,7 +98,6 @@ class Mean:
         """Of the round; without any there is no mean."""
         self._part = part
         self._weighing = [(one.gradients, np.float32(one.samples / self.samples)) for one in weighing]
-        self._spare = np.empty(BLOCK if len(weighing) > 1 else 0, np.float32)
 
     def rows(self) -> dict[int, Rows]:
         """The mean of all touched rows, by index of the block."""
@@ -114,7 +113,7 @@ class Mean:
         if not others:
             np.copyto(out, self._part.view(first, index))
             return
-        spare = self._spare[: out.size]
+        spare = np.empty_like(out)  # each thread's own
         with np.errstate(over="ignore"):
             np.multiply(self._part.view(first, index), weight, out=out)
             for gradients, weight in others:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 
 from tidemill.errors import FailedPrecondition, invalid
+from tidemill.parameters.lanes import ALONE, Lanes
 from tidemill.parameters.optimizers.base import Layerwise, Optimizer
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.segments import Partials, Segments
@@ -61,7 +63,11 @@ class Rule:
         return (self._clip_norm > 0) + isinstance(self._optimizer, Layerwise)
 
     def step(
-        self, parameters: Sequence[Array], gradients: Sequence[Array | Rows], guard: Guard | None = None
+        self,
+        parameters: Sequence[Array],
+        gradients: Sequence[Array | Rows],
+        guard: Guard | None = None,
+        lanes: Lanes = ALONE,
     ) -> Exchange:
         """Make one step in place.
 
@@ -74,6 +80,7 @@ class Rule:
                 its other rows and their state stay as they are. Undefined afterwards.
             guard: entered for each block, by its position, for as long as its values change; by default none, and all
                 blocks change together, which is a little faster.
+            lanes: do blocks at the same time, when there is a guard and the optimizer is not layer-wise.
 
         Raises:
             FailedPrecondition: with reason STEP_UNFINISHED, an earlier step was given up.
@@ -95,18 +102,23 @@ class Rule:
                     self._walk(at, parameters[at], directions[at], factors)
                     self._shrink(parameters[at], gradients[at], rate)
         elif guard:
-            for at, (values, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-                if isinstance(gradient, Rows) and not len(gradient.indices):
-                    continue
-                with guard(at):
-                    self._optimizer.step_block(at, values, gradient, rate)
-                    self._shrink(values, gradient, rate)
+            lanes.each(len(parameters), partial(self._step_block, parameters, gradients, guard, rate))
         else:
             self._optimizer.step(parameters, gradients, rate)
             for values, gradient in zip(parameters, gradients, strict=True):
                 self._shrink(values, gradient, rate)
         self._steps += 1
         self._unfinished = False
+
+    def _step_block(
+        self, parameters: Sequence[Array], gradients: Sequence[Array | Rows], guard: Guard, rate: float, at: int
+    ) -> None:
+        gradient = gradients[at]
+        if isinstance(gradient, Rows) and not len(gradient.indices):
+            return
+        with guard(at):
+            self._optimizer.step_block(at, parameters[at], gradient, rate)
+            self._shrink(parameters[at], gradient, rate)
 
     def state(self) -> dict[str, list[Array | None]]:
         """A copy of the optimizer's state: name -> one array a block, of one element where that is one for all.

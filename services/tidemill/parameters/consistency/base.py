@@ -9,6 +9,7 @@ import numpy as np
 
 from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.definition import Definition
+from tidemill.parameters.lanes import ALONE
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Entry, Header
 from tidemill.parameters.rows import Rows
@@ -97,6 +98,8 @@ class Consistency(ABC):
         self.definition = definition
         self.part = part
         self.rule = rule
+        self.lanes = ALONE
+        """Make steps; others may be given before the first."""
 
     def step(
         self,
@@ -116,7 +119,10 @@ class Consistency(ABC):
             rows: the gradients of rows, by index of the block; `fill` and `record` are for all other blocks.
         """
         rule, dense = self.rule, self.part.dense
-        whole = np.empty(dense.elements if rule.exchanges else min(BLOCK, dense.elements), FLOAT)
+        # What is recorded comes in order.
+        lanes = self.lanes if record is nothing_of else ALONE
+        size = min(BLOCK, dense.elements)
+        whole = np.empty(dense.elements if rule.exchanges else lanes.count * size, FLOAT)
         gradients: list[Array | Rows] = []
         for at, block in enumerate(self.part.blocks):
             if (width := self.part.widths.get(block.index)) is not None:
@@ -128,7 +134,8 @@ class Consistency(ABC):
                 record(gradient)
                 gradients.append(gradient)
             else:
-                gradients.append(whole[: block.elements])
+                start = at % lanes.count * size
+                gradients.append(whole[start : start + block.elements])
         if rule.exchanges:
             run(rule.step(self.part.views(values), gradients, guard), self._totals)
             return
@@ -142,7 +149,7 @@ class Consistency(ABC):
             with guard(at):
                 yield
 
-        run(rule.step(self.part.views(values), gradients, filled), self._totals)
+        run(rule.step(self.part.views(values), gradients, filled, lanes), self._totals)
 
     def _totals(self, partials: Partials) -> Array:
         return combine([partials], len(self.definition.tensors))

@@ -124,16 +124,20 @@ class Wal(Journal):
     def _write(self, generation: int, beginning: Beginning) -> None:
         try:
             _write_state(self._path(generation, "state"), beginning)
-            kept = sorted(self._generations("state"))[-2:]
-            for kind in ("state", "log"):
-                for old in self._generations(kind):
-                    if old < kept[0]:
-                        self._path(old, kind).unlink()
+            self._forget()
         except FileNotFoundError:
             return  # the group was deleted
         except OSError as error:
             # The generation before and both logs hold everything; the next roll tries again.
             LOG.error("the state of %s could not be written: %s", self._folder.name, error.strerror)
+
+    def _forget(self) -> None:
+        """Remove what is older than the last two generations."""
+        kept = sorted(self._generations("state"))[-2:]
+        for kind in ("state", "log"):
+            for old in self._generations(kind):
+                if old < kept[0]:
+                    self._path(old, kind).unlink()
 
     def recover(self, way: Consistency) -> bytes | None:
         """Take the newest state that leaves a step to make, and make the steps after it."""
@@ -148,6 +152,8 @@ class Wal(Journal):
                 beginning = _read_state(self._path(generation, "state"))
             except DataLoss as error:
                 LOG.error("%s of %s: the one before is taken", error.message, self._folder.name)
+                path = self._path(generation, "state")
+                path.rename(path.with_suffix(".damaged"))
                 continue
             found = beginning, [log for log in sorted(self._generations("log")) if log >= generation]
             if any(True for log in found[1] for _ in frames.read(self._path(log, "log"))):
@@ -155,6 +161,7 @@ class Wal(Journal):
         if found is None:
             raise DataLoss(f"no state of {self._folder.name} is whole", reason="DAMAGED")
         self._replay(way, *found)
+        self._forget()
         return found[0].digest
 
     def _replay(self, way: Consistency, beginning: Beginning, logs: Sequence[int]) -> None:
