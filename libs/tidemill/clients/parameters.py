@@ -18,9 +18,10 @@ from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
 from tidemill.clients.fanout import Calls, Fanout
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.groupstate import GroupState
+from tidemill.clients.mosaic import assemble
 from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.rows import Tables
-from tidemill.clients.sharedmemory import Segments, SharedSegment
+from tidemill.clients.sharedmemory import Segments, SharedSegment, SharedVersion, pieces
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
 from tidemill.compression.residuals import Residuals
@@ -40,6 +41,8 @@ LATEST = -1
 """Asks a pull for the latest version that all shards have."""
 FLOAT = np.dtype("<f4")
 T = TypeVar("T")
+MOST_VIEWS = 16
+"""Of arrays in which versions lie, a shard rotates three; one that has begun anew has others."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,9 @@ class ParametersClient:
         self._push: list[Any] = [
             c.stream_unary(f"/{SERVICE.full_name}/Push", None, pb.PushResponse.FromString) for c in pushing
         ]
+        self._gradients: tuple[list[SharedSegment], Array | None] = [], None
+        self._lying: dict[bytes, SharedVersion] = {}
+        self._views: dict[tuple[int, ...], tuple[list[SharedVersion], Array | None]] = {}
         self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
 
     @property
@@ -257,7 +263,7 @@ class ParametersClient:
             if segment is None and self.codec != EXACT:
                 own.codec = self.codec
                 own.codec_parameters.update(self._codec_parameters)
-            if segment is not None and values is not None:
+            if segment is not None and values is not None and not self._lies(endpoint, segment, values):
                 segment.write(values)
 
             def requests() -> Iterator[bytes]:
@@ -293,6 +299,7 @@ class ParametersClient:
         attempt: int = 0,
         timeout: float | None = None,
         versions: Array | None = None,
+        view: bool = False,
     ) -> tuple[int, Array]:
         """The parameters: in rounds those of one version, the same on all shards, waited for; else as they are.
 
@@ -306,6 +313,8 @@ class ParametersClient:
             attempt: of that worker.
             timeout: seconds to wait at most.
             versions: where to put the version of each block, int64, by index of the block.
+            view: whether the parameters may stay where they lie, if all shards share them: then another vector than
+                `out` is returned, which is not to be written to, and valid until this worker pushes again.
 
         Returns:
             The version, the lowest one of a block, and all tensors one after the other.
@@ -327,13 +336,82 @@ class ParametersClient:
         while True:
             wanted = min(self.versions()) if version == LATEST and layout.rounds else version
             request = pb.PullRequest(version=wanted, worker=worker, attempt=attempt)
+            lying: list[SharedVersion | None] = [None] * self._shards
             try:
-                self._anywhere(self._down, partial(self._receive, request, flat, vector, ends))
+                self._anywhere(self._down, partial(self._receive, request, flat, vector, ends, lying if view else None))
             except errors.OutOfRange:
                 if version != LATEST:
                     raise
                 continue  # rounds have closed since the versions were asked: ask again
-            return int(vector.min()), flat
+            found = self._seen(lying) if view else None
+            if found is None:
+                for version_lies in lying:
+                    if version_lies is not None:
+                        version_lies.read(flat)
+            return int(vector.min()), flat if found is None else found
+
+    def gradient_memory(self, worker: int, attempt: int = 0) -> Array | None:
+        """A flat vector in the memory that this worker shares with the shards: gradients in it need not be copied.
+
+        It is to be asked for before every step, and to be left alone between a push and the pull of what comes of it.
+
+        Returns:
+            float32 of the group's length, undefined; None when some shard shares no memory.
+
+        Raises:
+            NotFound: the group is not there (any more).
+        """
+        layout = self.layout
+
+        def attach(endpoint: int, calls: Calls) -> SharedSegment | None:
+            return self._segment(endpoint, worker, attempt, calls)
+
+        if not self._segments.some:
+            return None
+        endpoints = self._replicas.first()
+        known, held = self._gradients
+        if held is not None and known == [self._segments.held(endpoint, (worker, attempt)) for endpoint in endpoints]:
+            return held
+        segments = self._anywhere(self._up, attach)
+        found = [segment for segment in segments if segment is not None]
+        if len(found) < len(segments):
+            return None
+        every = [
+            piece
+            for segment, part in zip(found, layout.parts, strict=True)
+            for piece in pieces(segment.descriptor, segment.gradients_offset, part)
+        ]
+        every.sort(key=lambda piece: piece.element)
+        self._gradients = found, assemble(every, layout.elements, private=False)
+        return self._gradients[1]
+
+    def _lies(self, endpoint: int, segment: SharedSegment, values: Array) -> bool:
+        """Whether a flat vector of gradients lies in this segment already."""
+        segments, held = self._gradients
+        return (
+            held is not None
+            and endpoint < self._shards
+            and segments[endpoint] is segment
+            and values.__array_interface__["data"] == held.__array_interface__["data"]
+        )
+
+    def _seen(self, lying: Sequence[SharedVersion | None]) -> Array | None:
+        """The flat vector of the parameters where they lie; None when some lie elsewhere."""
+        versions = [one for one in lying if one is not None]
+        if len(versions) < len(lying):
+            return None
+        key = tuple(one.descriptor for one in versions)
+        if key not in self._views:
+            every = [
+                piece
+                for one, part in zip(versions, self.layout.parts, strict=True)
+                for piece in pieces(one.descriptor, one.offset, part)
+            ]
+            every.sort(key=lambda piece: piece.element)
+            if len(self._views) >= MOST_VIEWS:
+                self._views.clear()
+            self._views[key] = versions, assemble(every, self.layout.elements, private=True)
+        return self._views[key][1]
 
     def push_rows(
         self,
@@ -531,6 +609,9 @@ class ParametersClient:
         self._up.close()
         self._down.close()
         self._segments.close()
+        self._gradients = [], None
+        self._lying.clear()
+        self._views.clear()
         for channel in self._channels:
             channel.close()
 
@@ -638,7 +719,14 @@ class ParametersClient:
                     raise call from None  # it says why
 
     def _receive(
-        self, request: pb.PullRequest, flat: Array, versions: Array, ends: float | None, endpoint: int, calls: Calls
+        self,
+        request: pb.PullRequest,
+        flat: Array,
+        versions: Array,
+        ends: float | None,
+        lying: list[SharedVersion | None] | None,
+        endpoint: int,
+        calls: Calls,
     ) -> None:
         stub, parts = self._pulling[endpoint], self.layout.parts[endpoint % self._shards]
         left = None if ends is None else max(ends - time.monotonic(), 0.001)
@@ -656,12 +744,21 @@ class ParametersClient:
             calls.open(stub.Pull(own, metadata=metadata, timeout=deadline.timeout(left)), endpoint) as call,
         ):
             for response in call:
-                if segment is not None and not response.HasField("block"):
+                if response.HasField("memory"):
+                    there = self._version(endpoint, response.memory)
+                    if lying is None:
+                        there.read(flat)
+                    else:
+                        lying[endpoint % self._shards] = there
+                    versions[list(missing)] = response.version
+                    missing.clear()
+                elif segment is not None and not response.HasField("block"):
+                    segment.read(flat)
                     versions[list(missing)] = response.version
                     missing.clear()
                 elif response.HasField("block"):
                     block = missing.pop(response.block.block)
-                    if segment is None:
+                    if response.block.data:
                         flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
                     versions[block.index] = response.version
         if missing:
@@ -669,8 +766,21 @@ class ParametersClient:
                 f"shard {endpoint % self._shards} left out {len(missing)} blocks of version {request.version}"
             )
         if segment is not None:
-            segment.read(flat)
             segment.pulled(request.version)
+
+    def _version(self, endpoint: int, offer: pb.SharedMemory) -> SharedVersion:
+        """Memory in which a version lies. Raises Unavailable: the shard shares none after all; the call is repeated."""
+        known = self._lying.get(offer.nonce)
+        if known is None:
+            try:
+                known = SharedVersion(offer, self.layout.parts[endpoint % self._shards])
+            except (OSError, ValueError) as error:
+                self._segments.refuse(endpoint)
+                raise errors.Unavailable(f"shared memory cannot be read: {error}", reason="NOT_ATTACHED") from error
+            if len(self._lying) >= MOST_VIEWS * len(self._push):
+                self._lying.clear()
+            self._lying[offer.nonce] = known
+        return known
 
     def _segment(self, endpoint: int, worker: int, attempt: int, calls: Calls) -> SharedSegment | None:
         """The memory that this worker shares with a shard; None when they share none."""

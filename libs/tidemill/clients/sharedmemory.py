@@ -3,6 +3,7 @@
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,39 +12,54 @@ import numpy as np
 
 from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.clients.mosaic import Piece
 from tidemill.tensors.blocks import Array, Block
 
 FLOAT = np.dtype("<f4")
 
 
+def opened(path: str, nonce: bytes, size: int, *, written: bool) -> int:
+    """A descriptor of memory that a shard on this host offers.
+
+    Raises:
+        OSError: it is not to be opened here, or something else is there: the shard is on another host after all.
+    """
+    descriptor = os.open(path, (os.O_RDWR if written else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_size != size:
+            raise OSError("the memory has another size")
+        if not nonce or os.pread(descriptor, len(nonce), 0) != nonce:
+            raise OSError("the memory is another one")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 class SharedSegment:
-    """Gradients that the worker writes, and parameters that the shard writes.
+    """Gradients that the worker writes, and without rounds the parameters that the shard writes for it.
 
     Args:
         offer: what the shard says of it.
         blocks: of the shard, in order of index.
 
     Raises:
-        OSError: it is not to be opened here, or something else is there: the shard is on another host after all.
+        OSError: as `opened`.
     """
 
     def __init__(self, offer: pb.AttachResponse, blocks: Sequence[Block]) -> None:
         elements = sum(block.elements for block in blocks)
-        descriptor = os.open(offer.path, os.O_RDWR | os.O_CLOEXEC)
+        self.descriptor = opened(offer.path, offer.nonce, offer.size, written=True)
+        weakref.finalize(self, os.close, self.descriptor)
         try:
-            if os.fstat(descriptor).st_size != offer.size:
-                raise OSError("the memory has another size")
-            memory = mmap.mmap(descriptor, offer.size)
+            memory = mmap.mmap(self.descriptor, offer.size)
         except ValueError as error:
             raise OSError(f"the memory cannot be mapped: {error}") from error
-        finally:
-            os.close(descriptor)
-        if memory[: len(offer.nonce)] != offer.nonce or not offer.nonce:
-            raise OSError("the memory is another one")
+        self.gradients_offset = offer.gradients_offset
         self._runs = _runs(blocks)
         self._step: int | None = None
-        self._gradients: Array = np.frombuffer(memory, FLOAT, elements, offer.gradients_offset)
-        self._parameters: Array = np.frombuffer(memory, FLOAT, elements, offer.parameters_offset)
+        self._gradients: Array = _floats(memory, elements, offer.gradients_offset)
+        self._parameters: Array = _floats(memory, elements if offer.parameters_offset else 0, offer.parameters_offset)
 
     def free_for(self, step: int) -> bool:
         """Whether gradients for a step may be written: the shard needs those of no other step any more."""
@@ -68,6 +84,31 @@ class SharedSegment:
 
     def read(self, flat: Array) -> None:
         """Put the parameters that the shard has left into a flat vector."""
+        for here, there in self._runs:
+            flat[there] = self._parameters[here]
+
+
+class SharedVersion:
+    """One array of a shard in which versions of its parameters come to lie.
+
+    Args:
+        offer: what the shard says of it.
+        blocks: of the shard, in order of index.
+
+    Raises:
+        OSError: as `opened`.
+    """
+
+    def __init__(self, offer: pb.SharedMemory, blocks: Sequence[Block]) -> None:
+        self.descriptor = opened(offer.path, offer.nonce, offer.size, written=False)
+        weakref.finalize(self, os.close, self.descriptor)
+        self.offset = offer.offset
+        memory = mmap.mmap(self.descriptor, offer.size, access=mmap.ACCESS_READ)
+        self._runs = _runs(blocks)
+        self._parameters = _floats(memory, sum(block.elements for block in blocks), offer.offset)
+
+    def read(self, flat: Array) -> None:
+        """Put the parameters into a flat vector."""
         for here, there in self._runs:
             flat[there] = self._parameters[here]
 
@@ -111,6 +152,20 @@ class Segments:
             self._held[shard] = who, segment
             return segment
 
+    @property
+    def some(self) -> bool:
+        """Whether anything may be shared."""
+        return len(self._refused) < len(self._locks)
+
+    def held(self, shard: int, who: tuple[int, int]) -> SharedSegment | None:
+        """What `who` shares with a shard now."""
+        known = self._held.get(shard)
+        return known[1] if known is not None and known[0] == who else None
+
+    def refuse(self, shard: int) -> None:
+        """Share nothing with a shard any more."""
+        self._refused.add(shard)
+
     def close(self) -> None:
         """Let go of all memory, and share none any more."""
         self._locks = []
@@ -130,6 +185,19 @@ class Segments:
                 raise
             self._held.pop(shard, None)
             raise errors.Unavailable(error.message, reason="NOT_ATTACHED") from error
+
+
+def pieces(descriptor: int, offset: int, blocks: Sequence[Block]) -> list[Piece]:
+    """Where the blocks of a shard lie in memory of it that begins at an offset, and in the flat vector."""
+    found, position = [], 0
+    for block in blocks:
+        found.append(Piece(descriptor, offset + FLOAT.itemsize * position, block.offset, block.elements))
+        position += block.elements
+    return found
+
+
+def _floats(memory: mmap.mmap, elements: int, offset: int) -> Array:
+    return np.frombuffer(memory, FLOAT, elements, offset) if elements else np.empty(0, FLOAT)
 
 
 def _runs(blocks: Sequence[Block]) -> list[tuple[Any, Any]]:

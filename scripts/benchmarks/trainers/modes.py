@@ -7,7 +7,7 @@ from typing import Any
 from tidemill.clients.parameters import ParametersClient
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Worker:
     """What a way to exchange gradients for parameters has at hand."""
 
@@ -18,6 +18,13 @@ class Worker:
     """The parameters: one vector of float32, computed with where it lies."""
     gradient: Any
     """Their gradients, likewise."""
+
+
+def share(worker: Worker, step: int) -> int:
+    """The same where gradients and parameters lie in shared memory, and nothing is copied."""
+    worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
+    _, worker.flat = worker.client.pull(step + 1, worker.flat, worker=worker.rank, view=True)
+    return int(worker.gradient.nbytes + worker.flat.nbytes)
 
 
 def push_and_pull(worker: Worker, step: int) -> int:
@@ -45,7 +52,7 @@ class Mode:
 
 MODES = {
     "bsp-grpc": Mode(client={"shared": False}),
-    "bsp-shm": Mode(client={"shared": True}),
+    "bsp-shm": Mode(share, client={"shared": True}),
     "asp-grpc": Mode(client={"shared": False}, group={"mode": "asp"}, exact=False),
     "sparse-grpc": Mode(client={"shared": False}, group={"sparse": ("t0",)}),
     "asp-shm": Mode(client={"shared": True}, group={"mode": "asp"}, exact=False),

@@ -4,7 +4,9 @@ import asyncio
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from tidemill.clients.parameters import ParametersAdmin, ParametersClient
 from tidemill.rpc.allocator import keep_chunks
 from trainers import nets
 from trainers.job import Job, train
-from trainers.modes import MODES, Mode, Worker
+from trainers.modes import MODES, Mode, Worker, share
 
 GROUP = "groups/benchmark"
 PATIENCE = 60.0
@@ -72,11 +74,6 @@ def main(role: str, index: int, job: Job) -> None:
     values = list(net.values)
     first = net.flat()
     flat, gradient = torch.from_numpy(first.copy()), torch.zeros(len(first))
-    position = 0
-    for value in values:
-        part = slice(position, position + value.numel())
-        value.data, value.grad = flat[part].view(value.shape), gradient[part].view(value.shape)
-        position = part.stop
     addresses = [address(job, shard) for shard in range(mode.shards)]
     if index == 0:
         asyncio.run(create(addresses, net, job, mode))
@@ -85,11 +82,38 @@ def main(role: str, index: int, job: Job) -> None:
             client.load(first)
         del first
         worker = Worker(client, index, net.model.batch, flat.numpy(), gradient.numpy())
+        shares = mode.exchange is share
+        taken: list[Any] = [None, None]
+
+        def take() -> None:
+            """Compute with the parameters and gradients where they lie now."""
+            if shares and (held := client.gradient_memory(index)) is not None:
+                worker.gradient = held
+            if taken[0] is worker.flat and taken[1] is worker.gradient:
+                return
+            taken[:] = worker.flat, worker.gradient
+            vectors = [torch.from_numpy(vector) for vector in taken]
+            place = 0
+            for number, value in enumerate(values):
+                part = slice(place, place + value.numel())
+                value.data, places[number] = (vector[part].view(value.shape) for vector in vectors)
+                place = part.stop
+
+        def put(number: int, value: torch.Tensor) -> None:
+            """Copy a gradient where it belongs: that moves less than to clear that place and add to it."""
+            places[number].copy_(value.grad)
+            value.grad = None
+
+        places = [torch.empty(0)] * len(values)
+        for number, value in enumerate(values):
+            value.register_post_accumulate_grad_hook(partial(put, number))
 
         def step(i: int) -> int:
-            gradient.zero_()
+            take()
             net(*batches[i % len(batches)]).backward()
-            return mode.exchange(worker, i)
+            moved = mode.exchange(worker, i)
+            take()
+            return moved
 
         train(job, step, net.flat, index == 0)
 

@@ -22,7 +22,7 @@ from tidemill.parameters.group import Group
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Position, Saved
-from tidemill.parameters.sharedmemory import Segment
+from tidemill.parameters.sharedmemory import PAGE, Segment
 from tidemill.rpc.frames import Piece, frame
 from tidemill.tensors.blocks import Array, Block
 
@@ -278,7 +278,17 @@ def from_reading(reading: Reading) -> Iterator[bytes]:
 
 
 def into_segment(reading: Reading, part: Part, segment: Segment) -> Iterator[bytes]:
-    """Put what is read into shared memory; the serialized `PullResponse`s, one alone when all is of one version."""
+    """Put what is read into a segment, or say where it is; the serialized `PullResponse`s, one when of one version.
+
+    Versions that were made before anybody shared are sent.
+    """
+    if (memory := reading.memory) is not None:
+        where = pb.SharedMemory(path=memory.path, nonce=memory.nonce, offset=PAGE, size=memory.size)
+        yield pb.PullResponse(version=reading.version, memory=where).SerializeToString()
+        return
+    if segment.parameters.size != part.elements:
+        yield from from_reading(reading)
+        return
     versions = {}
     for block, values, made in reading.blocks:
         part.view(segment.parameters, block.index)[:] = values

@@ -282,7 +282,10 @@ class Group:
                 if attempt < known:
                     raise self._stale(worker, attempt, known)
                 segment.close()
-            member.segment = attempt, Segment(self.part.elements)
+            rounds = self.definition.consistency.rounds
+            segment = Segment(self.part.elements, parameters=not rounds)
+            self._alive().share()
+            member.segment = attempt, segment
             return member.segment[1]
 
     @property

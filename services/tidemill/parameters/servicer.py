@@ -98,7 +98,7 @@ class ParameterServicer:
             trace.get_current_span().set_attributes({attributes.GROUP: group.name, attributes.VERSION: reading.version})
             if request.shared:
                 segment = group.shared(request.worker, request.attempt)
-                self._metrics.shared_bytes.labels("pull").inc(segment.parameters.nbytes)
+                self._metrics.shared_bytes.labels("pull").inc(4 * group.part.elements)
                 yield from convert.into_segment(reading, group.part, segment)
                 return
             for response in convert.from_reading(reading):

@@ -1,5 +1,6 @@
 """The last two versions of a shard's parameters: readers keep what they read, writers take new memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,9 +39,11 @@ class Snapshots:
     Args:
         values: the first ones.
         version: theirs.
+        new: makes an array like them.
     """
 
-    def __init__(self, values: Array, version: int = 0) -> None:
+    def __init__(self, values: Array, version: int = 0, new: Callable[[], Array] | None = None) -> None:
+        self._new = new or (lambda: np.empty_like(values))
         self.latest = Snapshot(version, Buffer(values))
         self._previous: Snapshot | None = None
         self._spare: tuple[Array, int] | None = None
@@ -64,6 +67,15 @@ class Snapshots:
         found.buffer.readers += 1
         return found
 
+    def move(self) -> None:
+        """Let all versions that are there lie in new arrays; whoever reads goes on in the old ones."""
+        self._spare = None
+        buffers = [self.latest.buffer] + ([self._previous.buffer] if self._previous else [])
+        for buffer in dict.fromkeys(buffers):
+            array = self._new()
+            np.copyto(array, buffer.values)
+            buffer.values = array
+
     def release(self, snapshot: Snapshot) -> None:
         """End a reading."""
         snapshot.buffer.readers -= 1
@@ -73,7 +85,7 @@ class Snapshots:
         spare, self._spare = self._spare, None
         if spare is None:
             self.drafted = None
-            return np.empty_like(self.latest.values)
+            return self._new()
         self.drafted = spare[1]
         return spare[0]
 

@@ -16,6 +16,7 @@ from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Guard, Rule, run
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
+from tidemill.parameters.sharedmemory import Memory
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
 FLOAT = np.dtype("<f4")
@@ -48,11 +49,13 @@ class Reading:
         version: of all of them.
         blocks: each block of the part with its values and its own version.
         close: to be called when the reading is over, under the group's lock.
+        memory: where all of it lies, if workers can read it there.
     """
 
     version: int
     blocks: Iterable[tuple[Block, Array, int]]
     close: Callable[[], None] = nothing
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +156,13 @@ class Consistency(ABC):
 
     def _totals(self, partials: Partials) -> Array:
         return combine([partials], len(self.definition.tensors))
+
+    def share(self) -> None:  # noqa: B027 - what changes under its readers is not shared
+        """Let the parameters lie where workers can read them, if they stay as they are while anybody reads.
+
+        Raises:
+            Exhausted, FailedPrecondition: as `sharedmemory.Memory`.
+        """
 
     def restore(self, saved: Saved) -> None:
         """Begin with what was saved, of a group like this one.

@@ -22,6 +22,7 @@ from tidemill.parameters.rounds import Contribution, Entry, Header, Mean
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.saved import Position
+from tidemill.parameters.sharedmemory import Arrays
 from tidemill.parameters.snapshots import Snapshots
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
@@ -39,12 +40,22 @@ class Bsp(Consistency):
         self._snapshots: Snapshots | None = None
         self._arrived: dict[int, Contribution] = {}
         self._closing = False
+        self._arrays = Arrays(part.elements)
         self._touched: dict[int, Mapping[int, Array]] = {}
         self._sums = Sums(part) if definition.consistency.arrival_order else None
 
     def begin(self, values: Array, position: Position) -> None:
         """Begin with these values, which are the version of the position."""
-        self._snapshots = Snapshots(values, position.version)
+        self._snapshots = Snapshots(values, position.version, self._arrays.new)
+        if self._arrays.shared:
+            self._snapshots.move()
+
+    def share(self) -> None:
+        """Let all versions lie in memory that workers can read."""
+        if not self._arrays.shared:
+            self._arrays.shared = True
+            if self._snapshots is not None:
+                self._snapshots.move()
 
     def values(self) -> Array:
         """Those of the latest version."""
@@ -183,7 +194,12 @@ class Bsp(Consistency):
         assert snapshots is not None
         found = snapshots.take(self.version if wish.version == LATEST else wish.version)
         blocks = self._blocks(found.values, found.version, wanted(self.part, wish))
-        return Reading(version=found.version, blocks=blocks, close=lambda: snapshots.release(found))
+        return Reading(
+            version=found.version,
+            blocks=blocks,
+            close=lambda: snapshots.release(found),
+            memory=self._arrays.memory(found.values),
+        )
 
     def _blocks(
         self, values: Array, version: int, asked: Sequence[tuple[int, Block, Array | None]]

@@ -806,7 +806,7 @@ class AttachResponse(_message.Message):
     gradients_offset: _builtins.int
     """First byte of the gradients: all blocks of the shard in order of index, one after the other, FP32."""
     parameters_offset: _builtins.int
-    """First byte of the parameters, likewise."""
+    """First byte of the parameters, likewise; 0 in BSP, where a pull says where they are."""
     size: _builtins.int
     """Size of the whole in bytes."""
     def __init__(
@@ -950,25 +950,67 @@ class PullResponse(_message.Message):
 
     VERSION_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """BSP: version it belongs to; the same in the whole stream. SSP and ASP: steps that were made on this block."""
     @_builtins.property
     def block(self) -> Global___BlockData:
         """The block; missing in the one message that comes from a shard without blocks."""
 
+    @_builtins.property
+    def memory(self) -> Global___SharedMemory:
+        """BSP, with `shared`: where the version lies, to be read only; there is no block then. It stays as it is until the worker
+        has pushed for the step that begins with it.
+        """
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         block: Global___BlockData | None = ...,
+        memory: Global___SharedMemory | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "memory", b"memory", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PullResponse: _TypeAlias = PullResponse  # noqa: Y015
+
+@_typing.final
+class SharedMemory(_message.Message):
+    """Memory of a shard that workers on its host may read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where to open it."""
+    nonce: _builtins.bytes
+    """What its first bytes must be; different for all memory there ever was."""
+    offset: _builtins.int
+    """First byte of the parameters: all blocks of the shard in order of index, one after the other, FP32."""
+    size: _builtins.int
+    """Size of the whole in bytes."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        nonce: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "offset", b"offset", "path", b"path", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SharedMemory: _TypeAlias = SharedMemory  # noqa: Y015
 
 @_typing.final
 class PullStateRequest(_message.Message):
