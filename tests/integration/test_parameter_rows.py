@@ -49,7 +49,7 @@ async def run(count: int, work: Callable[[Shards, int], Any], workers: int = 2, 
         await cluster.group(TENSORS, workers=workers, **way)
         with cluster.client() as client:
             client.load(first())
-        return await together(*[lambda worker=worker: work(cluster, worker) for worker in range(workers)])  # type: ignore[misc]
+        return await together(*[lambda worker=worker: work(cluster, worker) for worker in range(workers)])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])

@@ -34,13 +34,13 @@ class Piece:
     elements: int
 
 
-def assemble(pieces: Sequence[Piece], elements: int, *, private: bool) -> Array | None:
+def assemble(pieces: Sequence[Piece], elements: int, *, written: bool) -> Array | None:
     """An array of float32 that lies in pieces; None when they do not begin on pages, or this system cannot do it.
 
     Args:
         pieces: in order, without gaps; each but the last ends with a page.
         elements: of the array.
-        private: whether what is written stays here.
+        written: whether it may be written to.
 
     Raises:
         OSError: they cannot be mapped.
@@ -59,19 +59,21 @@ def assemble(pieces: Sequence[Piece], elements: int, *, private: bool) -> Array 
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     whole = (ctypes.c_char * (FLOAT.itemsize * elements)).from_address(start)
     weakref.finalize(whole, libc.munmap, start, size)
-    flags = _FIXED | (mmap.MAP_PRIVATE if private else mmap.MAP_SHARED)
+    access = mmap.PROT_READ | (mmap.PROT_WRITE if written else 0)
     for piece in pieces:
         found = libc.mmap(
             start + FLOAT.itemsize * piece.element,
             FLOAT.itemsize * piece.elements,
-            mmap.PROT_READ | mmap.PROT_WRITE,
-            flags,
+            access,
+            _FIXED | mmap.MAP_SHARED,
             piece.descriptor,
             piece.at,
         )
         if found == _FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return np.frombuffer(memoryview(whole).cast("B"), FLOAT)
+    array = np.frombuffer(memoryview(whole).cast("B"), FLOAT)
+    array.flags.writeable = written
+    return array
 
 
 def _rough(piece: Piece, elements: int) -> bool:

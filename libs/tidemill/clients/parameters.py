@@ -29,7 +29,7 @@ from tidemill.compression.tuner import Tuner
 from tidemill.errors import invalid
 from tidemill.rpc import deadline
 from tidemill.rpc.caller import DEFAULT_TIMEOUT, call_context
-from tidemill.rpc.frames import Piece, frame
+from tidemill.rpc.frames import Piece, frame, split
 from tidemill.rpc.options import channel_options
 from tidemill.tensors import blocks
 
@@ -145,6 +145,9 @@ class ParametersClient:
         ]
         self._push: list[Any] = [
             c.stream_unary(f"/{SERVICE.full_name}/Push", None, pb.PushResponse.FromString) for c in pushing
+        ]
+        self._pull: list[Any] = [
+            c.unary_stream(f"/{SERVICE.full_name}/Pull", pb.PullRequest.SerializeToString, None) for c in pulling
         ]
         self._gradients: tuple[list[SharedSegment], Array | None] = [], None
         self._lying: dict[bytes, SharedVersion] = {}
@@ -314,7 +317,7 @@ class ParametersClient:
             timeout: seconds to wait at most.
             versions: where to put the version of each block, int64, by index of the block.
             view: whether the parameters may stay where they lie, if all shards share them: then another vector than
-                `out` is returned, which is not to be written to, and valid until this worker pushes again.
+                `out` is returned, which cannot be written to, and is valid until this worker pushes again.
 
         Returns:
             The version, the lowest one of a block, and all tensors one after the other.
@@ -382,7 +385,7 @@ class ParametersClient:
             for piece in pieces(segment.descriptor, segment.gradients_offset, part)
         ]
         every.sort(key=lambda piece: piece.element)
-        self._gradients = found, assemble(every, layout.elements, private=False)
+        self._gradients = found, assemble(every, layout.elements, written=True)
         return self._gradients[1]
 
     def _lies(self, endpoint: int, segment: SharedSegment, values: Array) -> bool:
@@ -410,7 +413,7 @@ class ParametersClient:
             every.sort(key=lambda piece: piece.element)
             if len(self._views) >= MOST_VIEWS:
                 self._views.clear()
-            self._views[key] = versions, assemble(every, self.layout.elements, private=True)
+            self._views[key] = versions, assemble(every, self.layout.elements, written=False)
         return self._views[key][1]
 
     def push_rows(
@@ -741,9 +744,9 @@ class ParametersClient:
         with (
             self._segments.checked(endpoint),
             call_context(self._tracer, stub.Pull) as metadata,
-            calls.open(stub.Pull(own, metadata=metadata, timeout=deadline.timeout(left)), endpoint) as call,
+            calls.open(self._pull[endpoint](own, metadata=metadata, timeout=deadline.timeout(left)), endpoint) as call,
         ):
-            for response in call:
+            for response, data in map(_received, call):
                 if response.HasField("memory"):
                     there = self._version(endpoint, response.memory)
                     if lying is None:
@@ -758,8 +761,8 @@ class ParametersClient:
                     missing.clear()
                 elif response.HasField("block"):
                     block = missing.pop(response.block.block)
-                    if response.block.data:
-                        flat[block.slice] = np.frombuffer(response.block.data, FLOAT)
+                    if data:
+                        flat[block.slice] = np.frombuffer(data, FLOAT)
                     versions[block.index] = response.version
         if missing:
             raise errors.DataLoss(
@@ -792,6 +795,19 @@ class ParametersClient:
             return response
 
         return self._segments.of(endpoint, (worker, attempt), attach, self.layout.parts[endpoint % self._shards])
+
+
+def _received(message: bytes) -> tuple[pb.PullResponse, bytes | memoryview]:
+    """A message of a pull, and the data of its block, which is not copied."""
+    outer = split(message, pb.PullResponse.BLOCK_FIELD_NUMBER)
+    inner = split(outer[1], pb.BlockData.DATA_FIELD_NUMBER) if outer else None
+    if outer is None or inner is None:
+        response = pb.PullResponse.FromString(message)
+        return response, response.block.data
+    response = pb.PullResponse.FromString(outer[0])
+    response.block.MergeFromString(inner[0])
+    response.block.SetInParent()
+    return response, inner[1]
 
 
 class _Encoded:

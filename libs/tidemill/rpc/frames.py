@@ -33,3 +33,42 @@ def _varint(number: int) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out)
+
+
+def split(message: Piece, field: int) -> tuple[bytes, memoryview] | None:
+    """The reverse of `frame`, without a copy: all other fields, and the content of the field that comes last.
+
+    Args:
+        message: serialized.
+        field: number of the `bytes` or message field.
+
+    Returns:
+        None when the message does not end with that field, or has fields of other kinds than these and numbers before
+        it: then protobuf is to be asked.
+    """
+    view, at = memoryview(message), 0
+    try:
+        while at < len(view):
+            key, content = _number(view, at)
+            number, after = _number(view, content)
+            if key & 7 == _LENGTH_DELIMITED:
+                after += number
+                if key >> 3 == field:
+                    return (bytes(view[:at]), view[after - number :]) if after == len(view) else None
+            elif key & 7:
+                return None
+            at = after
+    except IndexError:
+        pass
+    return None
+
+
+def _number(view: memoryview, at: int) -> tuple[int, int]:
+    """A varint, and the position after it."""
+    found = shift = 0
+    while True:
+        byte = view[at]
+        found |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80 or shift > 63:
+            return found, at

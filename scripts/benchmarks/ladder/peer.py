@@ -40,7 +40,7 @@ class Peer:
 
     def offer(self, name: str) -> dict[str, Any]:
         """Memory to share, as a shard of ours would offer it."""
-        segment = self._segments[name] = Segment(PAYLOADS[name].total)
+        segment = self._segments[name] = Segment(PAYLOADS[name].total, parameters=True)
         return {
             "path": segment.path,
             "nonce": segment.nonce.hex(),

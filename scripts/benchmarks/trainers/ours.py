@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from tidemill.clients.parameters import ParametersAdmin, ParametersClient
-from tidemill.rpc.allocator import keep_chunks
+from tidemill.rpc.allocator import keep_all
 from trainers import nets
 from trainers.job import Job, train
 from trainers.modes import MODES, Mode, Worker, share
@@ -66,7 +66,7 @@ def address(job: Job, shard: int) -> str:
 
 def main(role: str, index: int, job: Job) -> None:
     """One worker: parameters and gradients are views of one vector each, as in the workers of training jobs."""
-    keep_chunks()
+    keep_all()
     mode = MODES[job.option]
     if "sparse" in mode.group:
         return by_rows(index, job, mode)

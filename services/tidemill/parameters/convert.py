@@ -23,9 +23,11 @@ from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.sharedmemory import PAGE, Segment
-from tidemill.rpc.frames import Piece, frame
+from tidemill.rpc.frames import Piece, frame, split
 from tidemill.tensors.blocks import Array, Block
 
+Data = bytes | memoryview
+_BLOCK = bytes([pb.PushRequest.BLOCK_FIELD_NUMBER << 3 | 2])
 _DURABILITY = {
     pb.Durability.MODE_UNSPECIFIED: "none",
     pb.Durability.MODE_NONE: "none",
@@ -194,13 +196,13 @@ def _timestamp(seconds: float) -> Timestamp:
     return stamp
 
 
-def to_header(request: pb.PushRequest | None) -> tuple[str, Header]:
+def to_header(request: pb.PushRequest | bytes | None) -> tuple[str, Header]:
     """The group's name and the header in the first message of a push.
 
     Raises:
         Invalid: it does not carry a header, or a wrong one.
     """
-    if request is None or request.WhichOneof("part") != "header":
+    if request is None or isinstance(request, bytes) or request.WhichOneof("part") != "header":
         raise invalid("header", "the first message must carry the header", reason="MISSING_HEADER")
     header = request.header
     return group_name(header.name), Header(
@@ -226,8 +228,24 @@ def to_block(request: pb.PushRequest | pb.LoadRequest) -> tuple[int, bytes]:
     return request.block.block, request.block.data
 
 
-def to_rows(request: pb.PushRequest) -> tuple[int, bytes, bytes]:
+def pushed(message: bytes) -> pb.PushRequest | bytes:
+    """A message of a push; as it came when it carries a block, so that this is not copied."""
+    if message[:1] == _BLOCK:
+        return message
+    return pb.PushRequest.FromString(message)
+
+
+def to_rows(request: pb.PushRequest | bytes) -> tuple[int, Data, bytes]:
     """The block in a message of a push, with its touched rows if it is of a table. Raises Invalid."""
+    if isinstance(request, bytes):
+        outer = split(request, pb.PushRequest.BLOCK_FIELD_NUMBER)
+        inner = split(outer[1], pb.BlockData.DATA_FIELD_NUMBER) if outer and not outer[0] else None
+        try:
+            if inner is not None:
+                return pb.BlockData.FromString(inner[0]).block, inner[1], b""
+            request = pb.PushRequest.FromString(request)
+        except DecodeError as error:
+            raise invalid("block", "is not a message of this API", reason="MISSING_BLOCK") from error
     index, data = to_block(request)
     return index, data, request.block.rows
 

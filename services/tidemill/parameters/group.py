@@ -20,6 +20,7 @@ from tidemill.errors import FailedPrecondition, Invalid, NotFound, Stale, invali
 from tidemill.parameters.consistency.base import Applied, Consistency, Reading, Wish
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.durability.base import Beginning, Journal
+from tidemill.parameters.pool import Pool
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Gathering, Position, Saved
 from tidemill.parameters.sharedmemory import Segment
@@ -28,7 +29,7 @@ from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 
-Blocks = Iterable[tuple[int, bytes] | tuple[int, bytes, bytes]]
+Blocks = Iterable[tuple[int, bytes | memoryview] | tuple[int, bytes | memoryview, bytes]]
 """Indexes of blocks with their elements as little-endian float32, as they arrive; of tables, the numbers of the touched
 rows as little-endian 32-bit integers after that."""
 
@@ -121,6 +122,7 @@ class Group:
         self._applying = threading.Lock()
         self._ended: Callable[[], errors.TidemillError] | None = None
         self._settled = False
+        self._pool: Pool | None = way.pool
         self._term = 0
         self._digest = b""
         self._members = [Member() for _ in range(definition.workers)]
@@ -378,7 +380,7 @@ class Group:
                 if member.segment is not None:
                     member.segment[1].close()
                     member.segment = None
-            self._way = None
+            self._way = self._pool = None
             self._changed.notify_all()
 
     @contextmanager
@@ -480,7 +482,7 @@ class Group:
                 # The worker began again while its broken stream was not yet noticed here: one buffer a worker.
                 other.drop(superseded)
             subject = {"worker": str(header.worker), "step": str(header.step)}
-            staging = Staging(self.part, subject, codec)
+            staging = Staging(self.part, subject, codec, self._pool)
             member.staging = header.attempt, staging
             return staging
 

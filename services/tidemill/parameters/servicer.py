@@ -70,7 +70,9 @@ class ParameterServicer:
             group.restore(_loaded(first, request_iterator), position)
             return convert.from_group(group)
 
-    def Push(self, request_iterator: Iterator[pb.PushRequest], context: grpc.ServicerContext) -> pb.PushResponse:
+    def Push(
+        self, request_iterator: Iterator[pb.PushRequest | bytes], context: grpc.ServicerContext
+    ) -> pb.PushResponse:
         """Take gradients."""
         try:
             with self._pushes:
@@ -140,7 +142,7 @@ def _loaded(first: pb.LoadRequest, rest: Iterable[pb.LoadRequest]) -> Iterator[t
     yield from map(convert.to_piece, rest)
 
 
-def _counted(requests: Iterable[pb.PushRequest], counter: Counter) -> Iterator[tuple[int, bytes, bytes]]:
+def _counted(requests: Iterable[pb.PushRequest | bytes], counter: Counter) -> Iterator[tuple[int, convert.Data, bytes]]:
     for index, data, rows in map(convert.to_rows, requests):
         counter.inc(len(data) + len(rows))
         yield index, data, rows
@@ -168,7 +170,7 @@ def add_to_server(servicer: ParameterServicer, server: Any) -> None:
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         method.name: kinds[method.client_streaming, method.server_streaming](
             getattr(servicer, method.name),
-            request_deserializer=method.request.FromString,
+            request_deserializer=convert.pushed if method.name == "Push" else method.request.FromString,
             response_serializer=_serialize,
         )
         for method in methods(SERVICE)

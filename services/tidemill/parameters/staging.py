@@ -7,6 +7,7 @@ import numpy as np
 from tidemill.codecs.base import Codec
 from tidemill.errors import Invalid, Stale, TidemillError
 from tidemill.parameters.part import Part
+from tidemill.parameters.pool import Pool
 from tidemill.parameters.rows import Rows
 from tidemill.tensors.blocks import Array
 
@@ -23,9 +24,13 @@ class Staging:
         part: the blocks that must come.
         subject: what errors name: whose stream it is.
         codec: how blocks are encoded; None = they are not.
+        pool: where memory comes from; None = it is new.
     """
 
-    def __init__(self, part: Part, subject: Mapping[str, str], codec: Codec | None = None) -> None:
+    def __init__(
+        self, part: Part, subject: Mapping[str, str], codec: Codec | None = None, pool: Pool | None = None
+    ) -> None:
+        self._pool = pool
         self._part = part
         self._codec = codec
         self._subject = dict(subject)
@@ -56,7 +61,7 @@ class Staging:
         """Bytes that have come so far."""
         return self._received
 
-    def add_rows(self, index: int, rows: bytes, data: bytes) -> None:
+    def add_rows(self, index: int, rows: bytes, data: bytes | memoryview) -> None:
         """Take the touched rows of the block `index`, which is of a table.
 
         Raises:
@@ -83,7 +88,7 @@ class Staging:
         self.rows[index] = touched
         self._received += len(data)
 
-    def add(self, index: int, data: bytes) -> None:
+    def add(self, index: int, data: bytes | memoryview) -> None:
         """Take the block `index`, as it is encoded.
 
         Raises:
@@ -95,14 +100,15 @@ class Staging:
         if index not in self._missing:
             raise self._invalid(index, "came twice", "REPEATED_BLOCK")
         if self._values is None:
-            self._values = np.empty(self._part.dense.elements, FLOAT)
+            elements = self._part.dense.elements
+            self._values = np.empty(elements, FLOAT) if self._pool is None else self._pool.take()
         values = self._values
         if self._dropped is not None:
             raise self._dropped()
         target = self._part.dense.view(values, index)
         if self._codec is not None:
             try:
-                self._codec.decode(data, target.size, target)
+                self._codec.decode(bytes(data), target.size, target)
             except Invalid as error:
                 raise self._invalid(index, error.violations.get("data", error.message), error.reason) from error
         else:
@@ -110,13 +116,13 @@ class Staging:
         self._received += len(data)
         self._missing.discard(index)
 
-    def _take(self, index: int, data: bytes, target: Array) -> None:
+    def _take(self, index: int, data: bytes | memoryview, target: Array) -> None:
         if len(data) != target.nbytes:
             raise self._invalid(index, f"needs {target.nbytes} bytes, not {len(data)}", "SIZE_MISMATCH")
-        block = np.frombuffer(data, FLOAT)
-        if not np.isfinite(block).all():
+        # Looked at where it is aligned and still in the cache; a push that is refused leaves this behind whole.
+        np.copyto(target, np.frombuffer(data, FLOAT))
+        if not np.isfinite(target).all():
             raise self._invalid(index, "holds NaN or infinity", "NON_FINITE")
-        np.copyto(target, block)
 
     def whole(self, *, optional: bool = False) -> Array:
         """All blocks, one after the other in one array; an empty one when none has come and that is `optional`.

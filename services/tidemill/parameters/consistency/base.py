@@ -11,6 +11,7 @@ from tidemill.errors import FailedPrecondition, invalid
 from tidemill.parameters.definition import Definition
 from tidemill.parameters.lanes import ALONE
 from tidemill.parameters.part import Part
+from tidemill.parameters.pool import Pool
 from tidemill.parameters.rounds import Entry, Header
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Guard, Rule, run
@@ -101,6 +102,8 @@ class Consistency(ABC):
         self.definition = definition
         self.part = part
         self.rule = rule
+        self.pool = Pool(part.dense.elements, definition.workers)
+        """Where gradients that come are gathered."""
         self.lanes = ALONE
         """Make steps; others may be given before the first."""
 

@@ -175,6 +175,8 @@ class Bsp(Consistency):
         self._closing = False
         if len(self._arrived) == self.definition.workers:
             self._snapshots.advance(self._next)
+            for contribution in self._arrived.values():
+                self.pool.give(contribution.gradients)
             self._arrived = {}
 
     def failed(self, header: Header) -> None:

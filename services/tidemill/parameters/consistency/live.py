@@ -127,7 +127,8 @@ class Live(Consistency):
 
     def done(self, header: Header) -> None:
         """Let the worker's clock be seen to go on."""
-        del self._pushes[header.worker]
+        gradients, _ = self._pushes.pop(header.worker)
+        self.pool.give(gradients)
         self._clocks[header.worker] += 1
         self._steps += 1
 

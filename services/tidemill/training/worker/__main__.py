@@ -3,14 +3,14 @@
 import sys
 
 from tidemill import config
-from tidemill.rpc.allocator import keep_chunks
+from tidemill.rpc.allocator import keep_all
 from tidemill.training.worker.config import WorkerConfig
 from tidemill.training.worker.process import run
 
 
 def main() -> int:
     """Read the settings and work; the exit status."""
-    keep_chunks()
+    keep_all()
     return run(config.load(WorkerConfig, "WORKER", program="python -m tidemill.training.worker"))
 
 

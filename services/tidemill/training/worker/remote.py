@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tidemill.clients import snapshots
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.groupdefinition import Definition
@@ -141,8 +143,11 @@ class RemoteGroup:
 
     def pull(self, version: int) -> Flat:
         """The parameters at a version, or at a clock of this worker."""
-        _, self._flat = self._client.pull(version, self._flat, worker=self._task.rank, attempt=self._task.attempt)
-        return self._flat
+        rank, attempt = self._task.rank, self._task.attempt
+        if self._flat is None:
+            self._flat = np.empty(self._client.layout.elements, np.float32)
+        _, found = self._client.pull(version, self._flat, worker=rank, attempt=attempt, view=True)
+        return found
 
     def versions(self) -> Sequence[int]:
         """The version of each shard."""
