@@ -39,6 +39,7 @@ async def test_workers_compute_where_the_shards_share(count: int, optimizer: str
             with cluster.client("groups/plain") as client:
                 if worker == 0:
                     client.load(first_values(ELEMENTS))
+                values = client.pull(0)[1]
                 for step in range(8):
                     client.push(gradient(ELEMENTS, worker, step), worker=worker, step=step, samples=int(step != 4))
                     values = client.pull(step + 1)[1]
