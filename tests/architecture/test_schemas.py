@@ -28,6 +28,7 @@ ALLOWED = {
     "tidemill.api.artifacts.v1.Artifact.files": "a list of messages",
     "tidemill.api.artifacts.v1.File.path": "a key in the manifest of valid names; blobs are stored by digest",
     "tidemill.api.parameters.v1.AttachResponse.path": "told by a shard to its worker, which checks a nonce there",
+    "tidemill.api.parameters.v1.SharedMemory.path": "likewise, of the memory in which a version lies",
     "tidemill.api.training.v1.MeetRequest.address": "where rank 0 waits for its peers: only they connect to it",
     "tidemill.api.training.v1.MeetResponse.address": "the same, told to them",
     "tidemill.api.training.v1.ShardSight.address": "where a shard is, told to people who ask why a job is stuck",

@@ -1,9 +1,16 @@
 """Gradients and versions that are used where they lie, in memory shared with shards: nothing is copied or mixed."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from tests.support.shards import first_values, gradient, shards, together, train
+from tidemill.api.parameters.v1 import parameters_pb2 as pb
+from tidemill.parameters import convert
+from tidemill.parameters.consistency.base import Reading
+from tidemill.parameters.part import Part
+from tidemill.parameters.sharedmemory import Segment
 from tidemill.tensors.blocks import BLOCK, Array
 
 ELEMENTS = 5 * BLOCK + 3000
@@ -79,3 +86,28 @@ async def test_what_changes_under_its_readers_is_copied() -> None:
                 train(client, 0, range(2))
 
         await together(work)
+
+
+async def test_blocks_of_different_versions_are_read_from_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a push is being applied meanwhile."""
+    put = convert.into_segment
+
+    def apart(reading: Reading, part: Part, segment: Segment) -> Iterator[bytes]:
+        list(put(reading, part, segment))
+        for block in part.blocks:
+            yield pb.PullResponse(version=block.index, block=pb.BlockData(block=block.index)).SerializeToString()
+
+    monkeypatch.setattr(convert, "into_segment", apart)
+    async with shards(1) as cluster:
+        await cluster.group(ELEMENTS, mode="asp")
+
+        def work() -> Array:
+            with cluster.client(shared=True) as client:
+                client.load(first_values(ELEMENTS))
+                versions = np.zeros(len(client.layout.parts[0]), np.int64)
+                values = client.pull(0, worker=0, versions=versions)[1]
+                assert versions.tolist() == list(range(len(versions)))
+                return values
+
+        (values,) = await together(work)
+        np.testing.assert_array_equal(values, first_values(ELEMENTS))

@@ -746,7 +746,9 @@ class ParametersClient:
             call_context(self._tracer, stub.Pull) as metadata,
             calls.open(self._pull[endpoint](own, metadata=metadata, timeout=deadline.timeout(left)), endpoint) as call,
         ):
+            in_segment = segment is not None
             for response, data in map(_received, call):
+                in_segment = in_segment and not data and not response.HasField("memory")
                 if response.HasField("memory"):
                     there = self._version(endpoint, response.memory)
                     if lying is None:
@@ -756,7 +758,6 @@ class ParametersClient:
                     versions[list(missing)] = response.version
                     missing.clear()
                 elif segment is not None and not response.HasField("block"):
-                    segment.read(flat)
                     versions[list(missing)] = response.version
                     missing.clear()
                 elif response.HasField("block"):
@@ -769,6 +770,8 @@ class ParametersClient:
                 f"shard {endpoint % self._shards} left out {len(missing)} blocks of version {request.version}"
             )
         if segment is not None:
+            if in_segment:
+                segment.read(flat)
             segment.pulled(request.version)
 
     def _version(self, endpoint: int, offer: pb.SharedMemory) -> SharedVersion:
