@@ -27,7 +27,7 @@ def test_what_comes_in_another_order_is_left_to_protobuf() -> None:
     assert split(message, pb.BlockData.DATA_FIELD_NUMBER) is None
     found = split(message, 3)
     assert found is not None
-    assert found[1] == b"1234"
+    assert bytes(found[1]) == b"1234"
 
 
 def test_what_is_broken_is_never_split() -> None:
