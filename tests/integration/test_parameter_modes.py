@@ -269,12 +269,15 @@ async def test_clipping_schedules_and_penalties_are_those_of_torch(mode: str, sh
     np.testing.assert_allclose(found, values.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
-async def test_what_needs_one_shard_is_refused_on_more() -> None:
+async def test_layer_wise_steps_without_rounds_need_one_shard() -> None:
     async with shards(2) as cluster:
-        for options in ({"clip_norm": 1.0}, {"optimizer": "lamb"}):
-            with pytest.raises(errors.Unimplemented) as refused:
-                await cluster.group(ELEMENTS, **options)
-            assert refused.value.reason == "NEEDS_ONE_SHARD"
+        with pytest.raises(errors.Unimplemented) as refused:
+            await cluster.group(ELEMENTS, optimizer="lamb", mode="asp")
+        assert refused.value.reason == "NEEDS_ONE_SHARD"
+
+
+async def test_rules_that_do_not_exist_are_refused() -> None:
+    async with shards(2) as cluster:
         with pytest.raises(errors.Invalid):
             await cluster.group(ELEMENTS, schedule="moon")
         with pytest.raises(errors.Invalid):

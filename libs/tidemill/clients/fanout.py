@@ -111,6 +111,12 @@ class Fanout:
             for calls in self._running:
                 calls.drop(shard)
 
+    def end(self) -> None:
+        """Let what runs now end with `Cancelled`."""
+        with self._changed:
+            for calls in self._running:
+                calls.end()
+
     def close(self) -> None:
         """Let what runs end with `Cancelled`, and take nothing more; returns when it has ended."""
         with self._changed:

@@ -22,6 +22,7 @@ from tidemill.clients.mosaic import assemble
 from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.rows import Tables
 from tidemill.clients.sharedmemory import Segments, SharedSegment, SharedVersion, pieces
+from tidemill.clients.sums import Mediation
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
 from tidemill.compression.residuals import Residuals
@@ -59,6 +60,10 @@ class Layout:
     """Whether the workers make each step together, so that all shards have the same versions."""
     sparse: tuple[int, ...] = ()
     """Positions of the tensors whose gradients come as rows."""
+    sums: int = 0
+    """How often each step asks for sums of all shards."""
+    squares: bool = False
+    """Whether a push says how long the gradient of all shards is."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -136,6 +141,8 @@ class ParametersClient:
         self._tracer = tracer
         self._up = Fanout(len(endpoints), patience, "push")
         self._down = Fanout(len(endpoints), patience, "pull")
+        self._between = Fanout(len(endpoints), patience, "sums")
+        self._mediation = Mediation(self._carry, self._give_up)
         options = channel_options([SERVICE], own_connection=True)
         self._channels = [grpc.insecure_channel(address, options) for address in (*endpoints, *endpoints)]
         pushing, pulling = self._channels[: len(endpoints)], self._channels[len(endpoints) :]
@@ -177,7 +184,15 @@ class ParametersClient:
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
         way = groups[0].consistency
         rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
-        layout = Layout(tensors, parts, groups[0].workers, rounds, tuple(groups[0].sparse))
+        layout = Layout(
+            tensors,
+            parts,
+            groups[0].workers,
+            rounds,
+            tuple(groups[0].sparse),
+            sums=groups[0].sums,
+            squares=groups[0].clip_norm > 0 and len(parts) > 1 and not rounds,
+        )
         if groups[0].durability.mode == pb.Durability.MODE_REPLICATED and self._replicas.endpoints == self._shards:
             raise errors.FailedPrecondition(f"{self.group} has copies: an arbiter is needed", reason="NO_ARBITER")
         held = sorted((block for part in parts for block in part), key=lambda block: block.index)
@@ -248,6 +263,7 @@ class ParametersClient:
         """
         values = self._vector(flat) if samples else None
         header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
+        self._mediate(header, values)
         tuner = self._tuner if values is not None and self.choice is None else None
         if tuner is not None and values is not None:
             self._tune(tuner, values)
@@ -441,6 +457,7 @@ class ParametersClient:
         values = tables.check_dense(dense)
         touched = {} if not samples else tables.split(rows)
         header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
+        self._mediate(header, values, *(gradients for _, gradients in touched.values()))
 
         def push(endpoint: int, calls: Calls) -> pb.PushResponse:
             shard = endpoint % self._shards
@@ -521,6 +538,39 @@ class ParametersClient:
 
         self._anywhere(self._down, pull)
         return min(versions.values(), default=version), dense, found
+
+    def _mediate(self, header: pb.PushHeader, *gradients: Array | None) -> None:
+        """See to it that all shards learn what a step needs of each of them."""
+        if self.layout.sums and header.worker == 0:
+            self._mediation.begin(header.step)
+        if self.layout.squares:
+            squares = sum(float(np.square(some, dtype=np.float64).sum()) for some in gradients if some is not None)
+            header.squares = squares if np.isfinite(squares) else 0.0  # it is refused for what is not finite
+
+    def _carry(self, step: int) -> None:
+        """Read the sums of a step of every shard, and write them to all of them, until all have made it."""
+        known: list[list[pb.PartialSums]] = []
+
+        def turn(endpoint: int, calls: Calls) -> tuple[int, pb.ReadSumsResponse]:
+            name, stub, number = self._name(endpoint), self._pulling[endpoint], len(known)
+            # All of them, each time: a shard that was restarted begins the step anew.
+            for earlier, sums in enumerate(known):
+                written = pb.WriteSumsRequest(name=name, step=step, number=earlier, sums=sums)
+                self._call(endpoint, stub.WriteSums, written, calls, DEFAULT_TIMEOUT)
+            request = pb.ReadSumsRequest(name=name, step=step, number=number)
+            return endpoint % self._shards, self._call(endpoint, stub.ReadSums, request, calls)
+
+        while True:
+            # Copies of a shard have the same.
+            found = dict(self._everywhere(turn, self._between))
+            if len(known) == self.layout.sums or not all(one.HasField("sums") for one in found.values()):
+                return
+            known.append([one.sums for one in found.values()])
+
+    def _give_up(self) -> None:
+        """Let all end that may wait for a step that will not be made."""
+        self._up.end()
+        self._down.end()
 
     def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
         """The optimizer's state: the version, and name -> block -> values.
@@ -609,8 +659,10 @@ class ParametersClient:
     def close(self) -> None:
         """Close the connections; operations at work in other threads end with `Cancelled`."""
         self._replicas.close()
+        self._between.close()
         self._up.close()
         self._down.close()
+        self._mediation.close()
         self._segments.close()
         self._gradients = [], None
         self._lying.clear()
@@ -642,12 +694,12 @@ class ParametersClient:
         """What one copy of each shard answers."""
         while True:
             try:
-                with self._replicas.waiting():
+                with self._replicas.waiting(), self._mediation.watched():
                     return fanout.run(partial(self._watched, operation), self._replicas.first())
             except Moved:
                 continue
 
-    def _everywhere(self, operation: Callable[[int, Calls], T]) -> list[T]:
+    def _everywhere(self, operation: Callable[[int, Calls], T], fanout: Fanout | None = None) -> list[T]:
         """What all copies answer that count."""
 
         def counted(endpoint: int, calls: Calls) -> T | None:
@@ -656,8 +708,9 @@ class ParametersClient:
             except Moved:
                 return None
 
-        with self._replicas.waiting():
-            return [answer for answer in self._up.run(counted, self._replicas.all()) if answer is not None]
+        with self._replicas.waiting(), self._mediation.watched():
+            answers = (fanout or self._up).run(counted, self._replicas.all())
+        return [answer for answer in answers if answer is not None]
 
     def _watched(self, operation: Callable[[int, Calls], T], endpoint: int, calls: Calls) -> T:
         """An operation on one copy, whose end is noticed."""
@@ -680,6 +733,7 @@ class ParametersClient:
         """Let calls to a copy that does not count any more end."""
         self._up.drop(endpoint)
         self._down.drop(endpoint)
+        self._between.drop(endpoint)
 
     def _vector(self, flat: Array | None) -> Array:
         elements = self.layout.elements

@@ -22,6 +22,7 @@ from tidemill.parameters.group import Group
 from tidemill.parameters.part import Part
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Position, Saved
+from tidemill.parameters.segments import Partials
 from tidemill.parameters.sharedmemory import PAGE, Segment
 from tidemill.rpc.frames import Piece, frame, split
 from tidemill.tensors.blocks import Array, Block
@@ -172,7 +173,7 @@ def from_group(group: Group) -> pb.Group:
     message = from_definition(group.definition)
     message.state = pb.Group.STATE_READY if status.ready else pb.Group.STATE_EMPTY
     message.version, message.steps = status.version, status.steps
-    message.term = status.term
+    message.term, message.sums = status.term, status.sums
     message.samples, message.duplicates = status.samples, status.duplicates
     message.arrived.extend(status.arrived)
     message.create_time.CopyFrom(_timestamp(group.created))
@@ -214,6 +215,7 @@ def to_header(request: pb.PushRequest | bytes | None) -> tuple[str, Header]:
         term=header.term,
         codec="" if header.codec == EXACT else header.codec,
         codec_parameters=_parameters(header.codec_parameters, "codec"),
+        squares=header.squares,
     )
 
 
@@ -271,6 +273,24 @@ def decode(data: bytes) -> Definition:
 def from_outcome(outcome: Outcome) -> pb.PushResponse:
     """The answer to a push."""
     return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version, term=outcome.term)
+
+
+def from_partials(partials: Partials) -> pb.PartialSums:
+    """The message of a shard's sums."""
+    return pb.PartialSums(
+        tensors=partials.keys[:, 0],
+        blocks=partials.keys[:, 1],
+        values=partials.sums.reshape(-1),
+        width=partials.sums.shape[1],
+    )
+
+
+def to_partials(sums: pb.PartialSums) -> Partials:
+    """A shard's sums. Raises Invalid."""
+    if len(sums.tensors) != len(sums.blocks) or len(sums.values) != len(sums.blocks) * sums.width:
+        raise invalid("sums", "must have a tensor, a block and `width` values each", reason="PARTIALS_MISMATCH")
+    keys = np.array([sums.tensors, sums.blocks], np.int64).T.reshape(-1, 2)
+    return Partials(keys, np.array(sums.values, np.float64).reshape(len(keys), sums.width))
 
 
 def to_wish(request: pb.PullRequest) -> Wish:

@@ -7,7 +7,7 @@ while that is at work belongs to no version and is seen by nobody.
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,8 +23,10 @@ from tidemill.parameters.durability.base import Beginning, Journal
 from tidemill.parameters.pool import Pool
 from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Gathering, Position, Saved
+from tidemill.parameters.segments import Partials
 from tidemill.parameters.sharedmemory import Segment
 from tidemill.parameters.staging import Staging, superseded
+from tidemill.parameters.sums import Sums, Turn
 from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
@@ -76,6 +78,7 @@ class Status:
     arrived: tuple[int, ...]
     samples: int
     duplicates: int
+    sums: int
     members: tuple[MemberStatus, ...]
 
 
@@ -146,6 +149,7 @@ class Group:
                 arrived=way.arrived if way else (),
                 samples=self._samples,
                 duplicates=self._duplicates,
+                sums=way.rule.exchanges if way and way.sums else 0,
                 members=tuple(
                     MemberStatus(
                         worker=worker,
@@ -337,10 +341,32 @@ class Group:
             with self._changed:
                 reading.close()
 
+    def read_sums(self, turn: Turn, alive: Callable[[], bool]) -> Partials | None:
+        """This shard's sums in the middle of a step, for which it waits for those of the others. As `Sums.read`.
+
+        Raises:
+            FailedPrecondition: reason NO_SUMS, its steps need none.
+        """
+        return self._sums().read(turn, alive)
+
+    def write_sums(self, turn: Turn, all_shards: Sequence[Partials]) -> None:
+        """Let a step go on with the sums of all shards. As `Sums.write`, and `read_sums`."""
+        self._sums().write(turn, all_shards)
+
+    def _sums(self) -> Sums:
+        with self._changed:
+            sums = self._alive().sums
+        if sums is None:
+            raise FailedPrecondition(f"steps of {self.name} need nothing of other shards", reason="NO_SUMS")
+        return sums
+
     def wake(self) -> None:
         """Let all who wait look again whether they still should."""
         with self._changed:
             self._changed.notify_all()
+            sums = self._way.sums if self._way else None
+        if sums is not None:
+            sums.wake()
 
     @contextmanager
     def state(self, *, parameters: bool = False) -> Iterator[Saved]:
@@ -380,6 +406,8 @@ class Group:
                 if member.segment is not None:
                     member.segment[1].close()
                     member.segment = None
+            if self._way is not None and self._way.sums is not None:
+                self._way.sums.end(error)
             self._way = self._pool = None
             self._changed.notify_all()
 
@@ -580,7 +608,7 @@ class Group:
         """Apply, and keep what is applied."""
         entries = way.entries(header)
         version = sum(way.applied()) if not self.definition.consistency.rounds else way.version
-        with self._journal.record(entries, version, self.part.elements) as record:
+        with self._journal.record(entries, version, self.part.elements + way.tail) as record:
             return way.apply(header, record)
 
     def _done(self, way: Consistency, header: Header) -> None:

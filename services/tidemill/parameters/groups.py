@@ -64,10 +64,10 @@ def way_of(definition: Definition, lanes: Lanes = ALONE) -> Consistency:
     )
     if definition.sparse:
         catalogue.check_rows(definition.optimizer)
-    if rule.exchanges and definition.shards > 1:
+    if catalogue.is_layerwise(definition.optimizer) and definition.shards > 1 and not definition.consistency.rounds:
+        # Each shard would make the pushes of different workers in an order of its own, and wait for the others in it.
         raise Unimplemented(
-            "clipping by the norm of all gradients, and layer-wise optimizers, work on one shard",
-            reason="NEEDS_ONE_SHARD",
+            "layer-wise optimizers work on one shard where there are no rounds", reason="NEEDS_ONE_SHARD"
         )
     # In rounds no worker is ahead of another: they are what a staleness of 0 means.
     mode = "bsp" if definition.consistency.rounds else definition.consistency.mode

@@ -1,5 +1,6 @@
 """What workers hand in for a step, and the mean of it."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,8 @@ class Header:
 
     term: int = 0
     """How often a copy of the shard was given up, as far as the worker knows."""
+    squares: float = 0.0
+    """Sum of squares of the gradients on all shards, where a push is a step by itself that clips them."""
 
     def __post_init__(self) -> None:
         for name in ("step", "attempt", "term"):
@@ -43,6 +46,8 @@ class Header:
                 raise invalid(f"header.{name}", f"must not be negative, not {getattr(self, name)}")
         if not 0 <= self.samples <= MAX_SAMPLES:
             raise invalid("header.samples", f"must be in [0, 2^40], not {self.samples}")
+        if not 0 <= self.squares < math.inf:
+            raise invalid("header.squares", "must be a sum of squares")
 
 
 @dataclass(frozen=True, slots=True)

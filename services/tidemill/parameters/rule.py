@@ -60,7 +60,12 @@ class Rule:
     @property
     def exchanges(self) -> int:
         """How often a step yields partial sums; the same on every shard, also on one without blocks."""
-        return (self._clip_norm > 0) + isinstance(self._optimizer, Layerwise)
+        return len(self.widths)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The number of sums over each tensor, for each time that a step yields some."""
+        return (1,) * (self._clip_norm > 0) + (2,) * isinstance(self._optimizer, Layerwise)
 
     def step(
         self,

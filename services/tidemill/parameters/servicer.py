@@ -107,6 +107,20 @@ class ParameterServicer:
                 self._metrics.pulled_bytes.inc(len(response))
                 yield response
 
+    def ReadSums(self, request: pb.ReadSumsRequest, context: grpc.ServicerContext) -> pb.ReadSumsResponse:
+        """Tell this shard's sums, once they are there."""
+        group = self._groups.get(convert.group_name(request.name))
+        context.add_callback(group.wake)
+        with self._pulls:
+            found = group.read_sums((request.step, request.number), context.is_active)
+        return pb.ReadSumsResponse(sums=None if found is None else convert.from_partials(found))
+
+    def WriteSums(self, request: pb.WriteSumsRequest, context: grpc.ServicerContext) -> Empty:
+        """Let a step go on."""
+        group = self._groups.get(convert.group_name(request.name))
+        group.write_sums((request.step, request.number), [convert.to_partials(sums) for sums in request.sums])
+        return Empty()
+
     def Attach(self, request: pb.AttachRequest, context: grpc.ServicerContext) -> pb.AttachResponse:
         """Share memory with a worker."""
         name = convert.group_name(request.name)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tidemill.parameters.rule import Guard, Rule, run
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
 from tidemill.parameters.sharedmemory import Memory
+from tidemill.parameters.sums import Sums
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
 FLOAT = np.dtype("<f4")
@@ -106,6 +108,9 @@ class Consistency(ABC):
         """Where gradients that come are gathered."""
         self.lanes = ALONE
         """Make steps; others may be given before the first."""
+        self.tail = 2 * len(definition.tensors) * sum(rule.widths) if definition.shards > 1 else 0
+        """Float32 that the totals of one step are as long as, which are recorded after its gradients."""
+        self._logged: Array | None = None
 
     def step(
         self,
@@ -120,7 +125,7 @@ class Consistency(ABC):
         Args:
             values: all elements of the part, changed in place.
             fill: given the position of a block and memory for its gradient, puts it there.
-            record: given the gradient of each block, in order.
+            record: given the gradient of each block, in order, and then the totals over all shards, float64.
             guard: held while the block at a position changes.
             rows: the gradients of rows, by index of the block; `fill` and `record` are for all other blocks.
         """
@@ -143,7 +148,7 @@ class Consistency(ABC):
                 start = at % lanes.count * size
                 gradients.append(whole[start : start + block.elements])
         if rule.exchanges:
-            run(rule.step(self.part.views(values), gradients, guard), self._totals)
+            run(rule.step(self.part.views(values), gradients, guard), partial(self._totals, record))
             return
 
         @contextmanager
@@ -155,10 +160,31 @@ class Consistency(ABC):
             with guard(at):
                 yield
 
-        run(rule.step(self.part.views(values), gradients, filled, lanes), self._totals)
+        run(rule.step(self.part.views(values), gradients, filled, lanes), partial(self._totals, record))
 
-    def _totals(self, partials: Partials) -> Array:
-        return combine([partials], len(self.definition.tensors))
+    def _totals(self, record: Record, partials: Partials) -> Array:
+        if self.definition.shards == 1:
+            return combine([partials], len(self.definition.tensors))
+        totals = self.totals(partials)
+        record(totals.reshape(-1))
+        return totals
+
+    @property
+    def sums(self) -> Sums | None:
+        """Where this shard and the others tell each other their sums, when a step of all together needs them."""
+        return None
+
+    @abstractmethod
+    def totals(self, partials: Partials) -> Array:
+        """The sums over all shards, float64 [tensors, width], of which `partials` are this one's."""
+
+    def logged(self, partials: Partials) -> Array | None:
+        """The totals that were recorded, of a step that is made again."""
+        if self._logged is None:
+            return None
+        size = len(self.definition.tensors) * partials.sums.shape[1]
+        found, self._logged = self._logged[:size], self._logged[size:]
+        return found.reshape(-1, partials.sums.shape[1])
 
     def share(self) -> None:  # noqa: B027 - what changes under its readers is not shared
         """Let the parameters lie where workers can read them, if they stay as they are while anybody reads.
@@ -213,13 +239,19 @@ class Consistency(ABC):
         """What the step is made of that `apply` will make for this push; empty = it will make none."""
 
     def replay(self, entries: Sequence[Entry], gradient: Array | None) -> None:
-        """Make a step again that was made of these, with this mean gradient; None = there were no samples."""
+        """Make a step again that was made of these, with this mean gradient; None = there were no samples.
+
+        The gradient of all elements is followed by the totals, as they were recorded.
+        """
 
         def fill(at: int, out: Array) -> None:
             assert gradient is not None
             np.copyto(out, self.part.view(gradient, self.part.blocks[at].index))
 
+        if gradient is not None and self.tail:
+            self._logged = np.frombuffer(gradient[self.part.elements :].tobytes(), "<f8")
         self.again(entries, None if gradient is None else fill)
+        self._logged = None
 
     @abstractmethod
     def again(self, entries: Sequence[Entry], fill: Fill | None) -> None:

@@ -22,8 +22,10 @@ from tidemill.parameters.rounds import Contribution, Entry, Header, Mean
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.saved import Position
+from tidemill.parameters.segments import Partials
 from tidemill.parameters.sharedmemory import Arrays
 from tidemill.parameters.snapshots import Snapshots
+from tidemill.parameters.sums import Sums
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
 
@@ -42,13 +44,39 @@ class Bsp(Consistency):
         self._closing = False
         self._arrays = Arrays(part.elements)
         self._touched: dict[int, Mapping[int, Array]] = {}
-        self._sums = Sums(part) if definition.consistency.arrival_order else None
+        self._added = Added(part) if definition.consistency.arrival_order else None
+        exchanges = definition.shards > 1 and rule.exchanges > 0
+        self._sums = Sums(len(definition.tensors), rule.widths) if exchanges else None
+        self._asked = 0
 
     def begin(self, values: Array, position: Position) -> None:
         """Begin with these values, which are the version of the position."""
         self._snapshots = Snapshots(values, position.version, self._arrays.new)
         if self._arrays.shared:
             self._snapshots.move()
+        self._tell()
+
+    @property
+    def sums(self) -> Sums | None:
+        """Those of clipping and of layer-wise optimizers, on several shards."""
+        return self._sums
+
+    def totals(self, partials: Partials) -> Array:
+        """What all shards have told, or was recorded."""
+        assert self._sums is not None
+        turn = self.version, self._asked
+        self._asked += 1
+        logged = self.logged(partials)
+        if logged is None:
+            return self._sums.total(turn, partials)
+        self._sums.keep(turn, partials)
+        return logged
+
+    def _tell(self) -> None:
+        """A version can be seen."""
+        self._asked = 0
+        if self._sums is not None:
+            self._sums.made(self.version)
 
     def share(self) -> None:
         """Let all versions lie in memory that workers can read."""
@@ -81,6 +109,7 @@ class Bsp(Consistency):
             np.copyto(values, self._snapshots.latest.values)
             self.step(values, fill)
         self._snapshots.advance(values)
+        self._tell()
 
     @property
     def version(self) -> int:
@@ -104,7 +133,7 @@ class Bsp(Consistency):
         if header.step < self.version:
             return False
         # A later attempt takes the place of an earlier one, as long as that was not added to the others.
-        return pending is None or (pending.attempt < header.attempt and self._sums is None)
+        return pending is None or (pending.attempt < header.attempt and self._added is None)
 
     def busy(self, header: Header) -> bool:
         """Whether a round closes: until then no push belongs to any."""
@@ -114,15 +143,15 @@ class Bsp(Consistency):
         """Let a push wait for the others; whether it was the last one, or is to be added up now."""
         self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients, rows)
         last = len(self._arrived) == self.definition.workers
-        self._closing = last or self._sums is not None
+        self._closing = last or self._added is not None
         return self._closing
 
     def apply(self, header: Header, record: Record = nothing_of) -> Applied:
         """Add up what has come; after the last push, make the next version of it."""
         assert self._snapshots is not None
-        if self._sums is not None:
+        if self._added is not None:
             own = self._arrived[header.worker]
-            self._sums.add(own.gradients, own.samples)
+            self._added.add(own.gradients, own.samples)
             self._arrived[header.worker] = Contribution(own.attempt, own.samples, np.empty(0, np.float32))
             if len(self._arrived) < self.definition.workers:
                 return Applied(version=self.version, samples=0)
@@ -133,9 +162,9 @@ class Bsp(Consistency):
         return Applied(version=self.version + 1, samples=samples)
 
     def _step(self, values: Array, draft: Array, record: Record) -> Array:
-        mean: Mean | Sums
-        if self._sums is not None:
-            mean = self._sums.take()
+        mean: Mean | Added
+        if self._added is not None:
+            mean = self._added.take()
         else:
             mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
 
@@ -178,6 +207,7 @@ class Bsp(Consistency):
             for contribution in self._arrived.values():
                 self.pool.give(contribution.gradients)
             self._arrived = {}
+            self._tell()
 
     def failed(self, header: Header) -> None:
         """Let those who wait for the round look at what has become of the group."""
@@ -213,7 +243,7 @@ class Bsp(Consistency):
                 yield block, self.part.rows(values, block.index)[rows].reshape(-1), version
 
 
-class Sums:
+class Added:
     """Gradients that are added up as they come, weighed by their samples."""
 
     def __init__(self, part: Part) -> None:
@@ -237,9 +267,9 @@ class Sums:
                 np.multiply(self._part.view(gradients, block.index), np.float32(samples), out=added)
                 self._part.view(values, block.index)[:] += added
 
-    def take(self) -> "Sums":
+    def take(self) -> "Added":
         """What was added up; and begin anew."""
-        taken = Sums(self._part)
+        taken = Added(self._part)
         taken._values, taken._samples = self._values, self._samples
         self._values, self._samples = None, 0
         return taken

@@ -24,6 +24,7 @@ from tidemill.parameters.rounds import Entry, Header
 from tidemill.parameters.rows import Rows
 from tidemill.parameters.rule import Rule
 from tidemill.parameters.saved import Position
+from tidemill.parameters.segments import Partials
 from tidemill.tensors.blocks import Array, Block
 
 
@@ -45,6 +46,7 @@ class Live(Consistency):
         self._pushes: dict[int, tuple[Array, Mapping[int, Rows]]] = {}
         self._locks = [threading.Lock() for _ in part.blocks]
         self._versions = [0] * len(part.blocks)
+        self._squares = 0.0
 
     def begin(self, values: Array, position: Position) -> None:
         """Begin with these values."""
@@ -104,6 +106,7 @@ class Live(Consistency):
     def apply(self, header: Header, record: Record = nothing_of) -> Applied:
         """Make a step, one block after the other."""
         gradients, rows = self._pushes[header.worker]
+        self._squares = header.squares
         if header.samples:
 
             def fill(at: int, gradient: Array) -> None:
@@ -113,6 +116,15 @@ class Live(Consistency):
             self._change(fill, record, rows)
         self._applied[header.worker] += 1
         return Applied(version=sum(self._applied), samples=header.samples)
+
+    def totals(self, partials: Partials) -> Array:
+        """The sum of squares of the whole gradient, as who has pushed it has said, or was recorded."""
+        logged = self.logged(partials)
+        if logged is not None:
+            return logged
+        totals = np.zeros((len(self.definition.tensors), partials.sums.shape[1]))
+        totals[0] = self._squares
+        return totals
 
     def _change(self, fill: Fill, record: Record, rows: Mapping[int, Rows] | None = None) -> None:
         assert self._values is not None

@@ -364,6 +364,7 @@ class Group(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     SPARSE_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
     workers: _builtins.int
@@ -381,8 +382,9 @@ class Group(_message.Message):
     shards: _builtins.int
     """Number of shards of the group, from 1."""
     clip_norm: _builtins.float
-    """Largest Euclidean norm of the mean gradient of all parameters together: a longer one is made so long; 0 = any. Works on
-    one shard, as layer-wise optimizers do: UNIMPLEMENTED (NEEDS_ONE_SHARD) on more.
+    """Largest Euclidean norm of the gradient that a step is made with, of all parameters on all shards together: a longer one
+    is made so long; 0 = any. On several shards clipping and layer-wise optimizers take `ReadSums` and `WriteSums`; without
+    rounds clipping takes `PushHeader.squares`, and layer-wise optimizers are UNIMPLEMENTED (NEEDS_ONE_SHARD).
     """
     l1: _builtins.float
     """Weight of the parameters' magnitudes in the loss: after each step they are shrunk towards 0 by this times the learning
@@ -392,6 +394,8 @@ class Group(_message.Message):
     """Steps that the optimizer has made. Output only."""
     term: _builtins.int
     """The highest term that a worker has told this shard. Output only."""
+    sums: _builtins.int
+    """How often each step asks for sums of all shards; 0 = never. Output only."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[_tensors_pb2.TensorSpec]:
         """All tensors of the group, in order, FP32; the same on every shard."""
@@ -460,10 +464,11 @@ class Group(_message.Message):
         steps: _builtins.int = ...,
         term: _builtins.int = ...,
         sparse: _abc.Iterable[_builtins.int] | None = ...,
+        sums: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "sparse", b"sparse", "state", b"state", "steps", b"steps", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "sparse", b"sparse", "state", b"state", "steps", b"steps", "sums", b"sums", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -706,6 +711,7 @@ class PushHeader(_message.Message):
     CODEC_FIELD_NUMBER: _builtins.int
     CODEC_PARAMETERS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    SQUARES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     worker: _builtins.int
@@ -733,6 +739,8 @@ class PushHeader(_message.Message):
     """REPLICATED: how often a copy of this shard was given up so far, as far as the worker knows; 0 = never. The shard keeps
     the highest one, and tells it to all: so workers that can still reach a copy that others have given up learn of it.
     """
+    squares: _builtins.float
+    """Without rounds: sum of the squares of the worker's gradients on all shards, by which they are clipped."""
     @_builtins.property
     def codec_parameters(self) -> _struct_pb2.Struct:
         """The codec's parameters by name; missing ones have its defaults."""
@@ -749,14 +757,147 @@ class PushHeader(_message.Message):
         codec: _builtins.str = ...,
         codec_parameters: _struct_pb2.Struct | None = ...,
         term: _builtins.int = ...,
+        squares: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["codec_parameters", b"codec_parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "step", b"step", "term", b"term", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "squares", b"squares", "step", b"step", "term", b"term", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushHeader: _TypeAlias = PushHeader  # noqa: Y015
+
+@_typing.final
+class PartialSums(_message.Message):
+    """What one shard has for totals over all of them: sums over the part of each tensor in each of its blocks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    """Numbers of each sum, 1 or 2."""
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Position of the tensor among those of the group, for each sum."""
+
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Index of the block, for each sum."""
+
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The numbers, `width` for each sum: the sum of squares of the gradients, or for a layer-wise optimizer those of the
+        parameters and of the step's direction.
+        """
+
+    def __init__(
+        self,
+        *,
+        tensors: _abc.Iterable[_builtins.int] | None = ...,
+        blocks: _abc.Iterable[_builtins.int] | None = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        width: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "tensors", b"tensors", "values", b"values", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PartialSums: _TypeAlias = PartialSums  # noqa: Y015
+
+@_typing.final
+class ReadSumsRequest(_message.Message):
+    """Asks for a shard's sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`groups/{group}`."""
+    step: _builtins.int
+    """Step that is being made."""
+    number: _builtins.int
+    """Sums that were made in this step before; as many as `Group.sums` = wait until the step is made."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSumsRequest: _TypeAlias = ReadSumsRequest  # noqa: Y015
+
+@_typing.final
+class ReadSumsResponse(_message.Message):
+    """A shard's sums."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sums(self) -> Global___PartialSums:
+        """The sums; missing = the shard needs none any more, or none at all for a step without samples."""
+
+    def __init__(
+        self,
+        *,
+        sums: Global___PartialSums | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadSumsResponse: _TypeAlias = ReadSumsResponse  # noqa: Y015
+
+@_typing.final
+class WriteSumsRequest(_message.Message):
+    """Gives the sums of all shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    SUMS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`groups/{group}`."""
+    step: _builtins.int
+    """Step that is being made."""
+    number: _builtins.int
+    """Sums that were made in this step before."""
+    @_builtins.property
+    def sums(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartialSums]:
+        """Those of every shard, in any order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+        number: _builtins.int = ...,
+        sums: _abc.Iterable[Global___PartialSums] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "number", b"number", "step", b"step", "sums", b"sums"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteSumsRequest: _TypeAlias = WriteSumsRequest  # noqa: Y015
 
 @_typing.final
 class AttachRequest(_message.Message):

@@ -71,6 +71,16 @@ class ParameterServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.ReadSums = channel.unary_unary(
+                '/tidemill.api.parameters.v1.ParameterService/ReadSums',
+                request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsResponse.FromString,
+                _registered_method=True)
+        self.WriteSums = channel.unary_unary(
+                '/tidemill.api.parameters.v1.ParameterService/WriteSums',
+                request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.Attach = channel.unary_unary(
                 '/tidemill.api.parameters.v1.ParameterService/Attach',
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.AttachRequest.SerializeToString,
@@ -171,6 +181,24 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadSums(self, request, context):
+        """Reads what this shard has for the totals that a step needs of all shards, for clipping or a layer-wise optimizer, once
+        it is there: while a round closes, after the step's gradients have come and before anything has changed. In groups on
+        several shards with rounds the worker of rank 0 reads it of every shard, and writes it to all of them, as often as
+        `Group.sums` says for each step. FAILED_PRECONDITION (NO_SUMS) in other groups.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteSums(self, request, context):
+        """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
+        INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Attach(self, request, context):
         """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
         Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
@@ -239,6 +267,16 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.SerializeToString,
+            ),
+            'ReadSums': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadSums,
+                    request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsResponse.SerializeToString,
+            ),
+            'WriteSums': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteSums,
+                    request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
@@ -451,6 +489,60 @@ class ParameterService(object):
             '/tidemill.api.parameters.v1.ParameterService/Pull',
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.SerializeToString,
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadSums(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.parameters.v1.ParameterService/ReadSums',
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsRequest.SerializeToString,
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.ReadSumsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteSums(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.parameters.v1.ParameterService/WriteSums',
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

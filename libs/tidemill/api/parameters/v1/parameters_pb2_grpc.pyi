@@ -82,6 +82,16 @@ class ParameterServiceStub:
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
     """
+    ReadSums: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.ReadSumsRequest, _parameters_pb2.ReadSumsResponse]
+    """Reads what this shard has for the totals that a step needs of all shards, for clipping or a layer-wise optimizer, once
+    it is there: while a round closes, after the step's gradients have come and before anything has changed. In groups on
+    several shards with rounds the worker of rank 0 reads it of every shard, and writes it to all of them, as often as
+    `Group.sums` says for each step. FAILED_PRECONDITION (NO_SUMS) in other groups.
+    """
+    WriteSums: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.WriteSumsRequest, _empty_pb2.Empty]
+    """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
+    INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
+    """
     Attach: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
     Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
@@ -143,6 +153,16 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+    """
+    ReadSums: _aio.UnaryUnaryMultiCallable[_parameters_pb2.ReadSumsRequest, _parameters_pb2.ReadSumsResponse]  # type: ignore[assignment]
+    """Reads what this shard has for the totals that a step needs of all shards, for clipping or a layer-wise optimizer, once
+    it is there: while a round closes, after the step's gradients have come and before anything has changed. In groups on
+    several shards with rounds the worker of rank 0 reads it of every shard, and writes it to all of them, as often as
+    `Group.sums` says for each step. FAILED_PRECONDITION (NO_SUMS) in other groups.
+    """
+    WriteSums: _aio.UnaryUnaryMultiCallable[_parameters_pb2.WriteSumsRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
+    INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
     """
     Attach: _aio.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]  # type: ignore[assignment]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -244,6 +264,28 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
         SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
         RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadSums(
+        self,
+        request: _parameters_pb2.ReadSumsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_parameters_pb2.ReadSumsResponse, _abc.Awaitable[_parameters_pb2.ReadSumsResponse]]:
+        """Reads what this shard has for the totals that a step needs of all shards, for clipping or a layer-wise optimizer, once
+        it is there: while a round closes, after the step's gradients have come and before anything has changed. In groups on
+        several shards with rounds the worker of rank 0 reads it of every shard, and writes it to all of them, as often as
+        `Group.sums` says for each step. FAILED_PRECONDITION (NO_SUMS) in other groups.
+        """
+
+    @_abc_1.abstractmethod
+    def WriteSums(
+        self,
+        request: _parameters_pb2.WriteSumsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
+        INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
         """
 
     @_abc_1.abstractmethod
