@@ -93,6 +93,9 @@ async def test_verbs_of_a_job(world: World) -> None:
     assert cancelled.json()["state"] == "STATE_CANCELLING"
     paused = await world.http.post("/api/v1/jobs/a:pause")
     assert paused.json()["state"] == "STATE_PAUSING"
+    resized = await world.http.post("/api/v1/jobs/a:resize?workers=3&shards=2")
+    assert resized.json()["resize"] == {"workers": 3, "shards": 2}
+    assert world.training.requests[-1] == pb.ResizeJobRequest(name="jobs/a", workers=3, shards=2)
     resumed = await world.http.post("/api/v1/jobs/a:resume?shards=3")
     assert resumed.json()["state"] == "STATE_PENDING"
     assert world.training.requests[-1] == pb.ResumeJobRequest(name="jobs/a", shards=3)

@@ -269,6 +269,47 @@ async def test_clipping_schedules_and_penalties_are_those_of_torch(mode: str, sh
     np.testing.assert_allclose(found, values.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["asp", "ssp"])
+async def test_workers_that_are_held_come_to_a_stand_at_one_step(mode: str) -> None:
+    async with shards(2) as cluster:
+        await cluster.group(ELEMENTS, mode=mode, staleness=5 * (mode == "ssp"), workers=3)
+        clients = [cluster.client() for _ in range(3)]
+
+        def work(worker: int, first: int, last: int) -> None:
+            train(clients[worker], worker, range(first, last))
+
+        await together(lambda: clients[0].load(first_values(ELEMENTS)))
+        await together(lambda: work(1, 0, 3), lambda: work(2, 0, 1))
+        assert await together(clients[0].hold, clients[1].hold) == [4, 4], "after the step that worker 1 may be at"
+        await together(lambda: work(0, 0, 5))  # rank 0 is not held
+
+        def beyond() -> None:
+            clients[1].push(gradient(ELEMENTS, 1, 3), worker=1, step=3)
+            clients[1].pull(4, worker=1, timeout=0.2)
+
+        with pytest.raises(errors.DeadlineExceeded):
+            await together(beyond)
+        await together(lambda: work(2, 1, 2))
+        clocks = (await together(clients[0].all_clocks))[0]
+        assert [min(each) for each in zip(*clocks, strict=True)] == [5, 4, 2]
+        for client in clients:
+            client.close()
+
+
+async def test_in_rounds_nobody_needs_to_be_held() -> None:
+    async with shards(1) as cluster:
+        await cluster.group(ELEMENTS)
+
+        def work() -> None:
+            with cluster.client() as client:
+                client.load(first_values(ELEMENTS))
+                client.hold()
+
+        with pytest.raises(errors.FailedPrecondition) as refused:
+            await together(work)
+        assert refused.value.reason == "NO_HOLD"
+
+
 async def test_layer_wise_steps_without_rounds_need_one_shard() -> None:
     async with shards(2) as cluster:
         with pytest.raises(errors.Unimplemented) as refused:

@@ -19,7 +19,7 @@ from tidemill.rpc.status import translated
 
 TIMEOUT = 30
 """Seconds after which a call that should be answered at once has failed."""
-THREADS = {"threads": 6, "waiting_pulls": 3, "reserved_threads": 2}
+THREADS: dict[str, Any] = {"threads": 6, "waiting_pulls": 3, "reserved_threads": 2}
 PLACES = 4
 """For pushes and loads, with so many threads."""
 

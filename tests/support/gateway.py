@@ -150,6 +150,10 @@ class ScriptedTraining(pg.TrainingServiceServicer):
         async for job in self._drain(self.jobs):
             yield job
 
+    async def ResizeJob(self, request: pb.ResizeJobRequest, context: Any) -> pb.Job:
+        await self._arrive(request, context)
+        return pb.Job(name=request.name, resize=pb.Resize(workers=request.workers, shards=request.shards))
+
     async def ExplainJob(self, request: pb.ExplainJobRequest, context: Any) -> pb.JobExplanation:
         await self._arrive(request, context)
         return self.explanation

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,14 @@ class Worker:
         return 0
 
     async def join(self) -> None:
-        """Rank 0 makes the parameter group."""
+        """Rank 0 makes the parameter group; the others wait for it, as workers do."""
         if self.task.rank != 0:
-            return
+            async with ParametersAdmin(self.task.shards) as admin:
+                while True:
+                    with suppress(errors.NotFound):
+                        await admin.get_group(self.task.group)
+                        return
+                    await asyncio.sleep(0.05)
         optimizer = self.task.spec.optimizer
         async with ParametersAdmin(self.task.shards) as admin:
             await admin.create_group(

@@ -85,12 +85,14 @@ class Shards:
 
 
 @asynccontextmanager
-async def shards(count: int = 1, **settings: Any) -> AsyncIterator[Shards]:
-    """So many shards in this process, with a registry only if `settings` name one."""
+async def shards(count: int = 1, *, kept: Path | None = None, **settings: Any) -> AsyncIterator[Shards]:
+    """So many shards in this process, with a registry only if `settings` name one, and logs only in a folder `kept`."""
     async with AsyncExitStack() as stack:
         apps = []
         for shard in range(count):
-            config = Config(**{"port": 0, "ops_port": 0, "shard": shard, "registry_address": "", **settings})
+            data = "" if kept is None else str(kept / f"shard-{shard}")
+            given = {"port": 0, "ops_port": 0, "shard": shard, "registry_address": "", "data": data}
+            config = Config(**{**given, **settings})
             apps.append(build(config))
         addresses = [await stack.enter_async_context(serving(app)) for app in apps]
         admin = await stack.enter_async_context(ParametersAdmin(addresses))

@@ -143,9 +143,9 @@ class Office:
         return Copy(shard=wanted.shard)
 
     async def report_checkpoint(
-        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False
     ) -> None:
-        self._member(rank, attempt).report_checkpoint(checkpoint, step, paused=paused)
+        self._member(rank, attempt).report_checkpoint(checkpoint, step, paused=paused, moved=moved)
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         return self._member(rank, attempt).report_epoch(epoch)

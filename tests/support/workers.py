@@ -165,8 +165,12 @@ class MemoryCoordinator:
     def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
         return 0, 0
 
-    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+    def task(self) -> Task:
+        return self.job.task(self.rank, self.attempt)
+
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False) -> None:
         assert self.rank == 0
+        assert not moved
         self.job.checkpoints.append((step, checkpoint))
         self.job.held = self.job.stopped = paused
 

@@ -219,6 +219,30 @@ class ParametersClient:
             raise invalid("worker", f"must be a rank of the {groups[0].workers} workers, not {worker}")
         return [group.members[worker].clock for group in groups]
 
+    def hold(self) -> int:
+        """Let no worker but that of rank 0 begin a step from the one on that is returned; none has begun it.
+
+        For a group without rounds that is to go on with other workers or shards. A shard that is restarted forgets it.
+
+        Raises:
+            FailedPrecondition: reason NO_HOLD, in rounds.
+        """
+
+        def ask(endpoint: int, calls: Calls) -> int:
+            request = pb.HoldGroupRequest(name=self._name(endpoint), step=step)
+            response: pb.HoldGroupResponse = self._call(
+                endpoint, self._pulling[endpoint].HoldGroup, request, calls, DEFAULT_TIMEOUT
+            )
+            return response.step
+
+        # Nobody begins a step without the parameters of all shards: it is enough that one keeps them.
+        copies = [endpoint for endpoint in self._replicas.all() if endpoint % self._shards == 0]
+        step, found = 0, [0, 1]
+        while len({*found}) > 1:  # two copies see the workers at different moments
+            found = self._everywhere(ask, endpoints=copies)
+            step = max(found)
+        return step
+
     def all_clocks(self) -> list[list[int]]:
         """For each shard the step that each worker's next push is for."""
         return [[member.clock for member in group.members] for group in self._groups()]
@@ -699,8 +723,13 @@ class ParametersClient:
             except Moved:
                 continue
 
-    def _everywhere(self, operation: Callable[[int, Calls], T], fanout: Fanout | None = None) -> list[T]:
-        """What all copies answer that count."""
+    def _everywhere(
+        self,
+        operation: Callable[[int, Calls], T],
+        fanout: Fanout | None = None,
+        endpoints: Sequence[int] | None = None,
+    ) -> list[T]:
+        """What all copies answer that count, of all shards or of `endpoints`."""
 
         def counted(endpoint: int, calls: Calls) -> T | None:
             try:
@@ -709,7 +738,7 @@ class ParametersClient:
                 return None
 
         with self._replicas.waiting(), self._mediation.watched():
-            answers = (fanout or self._up).run(counted, self._replicas.all())
+            answers = (fanout or self._up).run(counted, self._replicas.all() if endpoints is None else endpoints)
         return [answer for answer in answers if answer is not None]
 
     def _watched(self, operation: Callable[[int, Calls], T], endpoint: int, calls: Calls) -> T:

@@ -90,7 +90,8 @@ async def load(
     Raises:
         NotFound: there is no such artifact.
         DataLoss: reason BAD_SNAPSHOT, when it is damaged, or no snapshot.
-        FailedPrecondition: reason WRONG_SNAPSHOT, when it is of another model, optimizer or rule.
+        FailedPrecondition: reason WRONG_SNAPSHOT, when it is of another model, optimizer or rule; or of another number
+            of workers, who were at different steps.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         files = await artifacts.download_artifact(digest, Path(folder))
@@ -129,6 +130,9 @@ def read(files: Mapping[str, Path], definition: Definition) -> Snapshot:
         if name not in files or _part(files[name]) != manifest["parts"].get(name):
             raise _bad(f"its file {name} is missing, or not what its manifest says: a byte of it has changed")
     _check(manifest["group"], definition.values())
+    version, clocks = manifest["version"], tuple(manifest["clocks"])
+    if definition.workers != len(clocks):
+        version, clocks = _spread(version, clocks, definition)
     weights = load_file(files[WEIGHTS])
     if {name: array.shape for name, array in weights.items()} != dict(definition.tensors):
         raise _bad("its tensors are not those of its manifest")
@@ -139,9 +143,9 @@ def read(files: Mapping[str, Path], definition: Definition) -> Snapshot:
     flat = np.concatenate([weights[name].reshape(-1) for name, _ in definition.tensors]).astype(np.float32, copy=False)
     return Snapshot(
         state=GroupState(
-            version=manifest["version"],
+            version=version,
             steps=manifest["steps"],
-            clocks=tuple(manifest["clocks"]),
+            clocks=clocks,
             samples=manifest["samples"],
             flat=flat,
             state=state,
@@ -166,13 +170,21 @@ def _manifest(files: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _check(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key, text in (("tensors", "model"), ("workers", "number of workers")):
-        if found[key] != wanted[key]:
-            raise _wrong(f"it is of another {text}")
+    if found["tensors"] != wanted["tensors"]:
+        raise _wrong("it is of another model")
     for key in sorted({*found["rule"], *wanted["rule"]}):
         kept, now = found["rule"].get(key), wanted["rule"].get(key)
         if kept != now:
             raise _wrong(f"it is of another {key}: {json.dumps(kept)}, not {json.dumps(now)}")
+
+
+def _spread(version: int, clocks: tuple[int, ...], definition: Definition) -> tuple[int, tuple[int, ...]]:
+    """Version and clocks for another number of workers, who can only go on together where those before stood still."""
+    if len({*clocks}) != 1:
+        raise _wrong(f"its {len(clocks)} workers were at different steps: others cannot go on for them")
+    way = definition.rule.get("consistency", {})
+    rounds = way.get("mode", "MODE_BSP") == "MODE_BSP" or (way["mode"] == "MODE_SSP" and not way.get("staleness"))
+    return version if rounds else clocks[0] * definition.workers, (clocks[0],) * definition.workers
 
 
 def _part(path: Path) -> dict[str, Any]:

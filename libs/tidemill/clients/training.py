@@ -101,6 +101,21 @@ class TrainingClient:
         job: pb.Job = await self._caller.unary(self._stub.PauseJob, pb.PauseJobRequest(name=name))
         return job
 
+    async def resize_job(self, name: str, *, workers: int = 0, shards: int = 0) -> pb.Job:
+        """Ask for other numbers of workers and shards; the job goes on meanwhile, and tells of it until it is done.
+
+        Args:
+            name: `jobs/{job}`.
+            workers, shards: how many; 0 = as many as now.
+
+        Raises:
+            FailedPrecondition: another change is being made (JOB_RESIZING), or it is too late (JOB_NOT_RESIZABLE).
+            Invalid: it cannot have so many.
+        """
+        request = pb.ResizeJobRequest(name=name, workers=workers, shards=shards)
+        job: pb.Job = await self._caller.unary(self._stub.ResizeJob, request)
+        return job
+
     async def resume_job(self, name: str, *, shards: int = 0) -> pb.Job:
         """Let a paused job go on where it was.
 

@@ -108,15 +108,18 @@ class WorkerClient:
         response: pb.ChooseCopyResponse = await self._repeat(self._stub.ChooseCopy, request)
         return response.term, response.copy
 
-    async def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+    async def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False) -> None:
         """Hand in from where the training goes on when nobody holds its state any more (rank 0).
 
         Args:
             checkpoint: digest of the artifact; "" at step 0: from the start.
             step: steps that are done in it.
             paused: whether this worker goes no further, as it was told to pause.
+            moved: whether it asks for new orders now, as it was told to move.
         """
-        request = pb.ReportCheckpointRequest(token=self._token, checkpoint=checkpoint, step=step, paused=paused)
+        request = pb.ReportCheckpointRequest(
+            token=self._token, checkpoint=checkpoint, step=step, paused=paused, moved=moved
+        )
         await self._repeat(self._stub.ReportCheckpoint, request)
 
     async def report_epoch(self, epoch: pb.Epoch) -> pb.ReportEpochResponse:

@@ -341,6 +341,17 @@ class Group:
             with self._changed:
                 reading.close()
 
+    def hold(self, least: int = 0) -> int:
+        """The step, `least` or a later one, that no worker but that of rank 0 begins from now on; none has begun it.
+
+        Raises:
+            FailedPrecondition: the group is empty; reason NO_HOLD, nobody passes rank 0 anyway.
+        """
+        with self._changed:
+            held = self._loaded().hold(least)
+            self._changed.notify_all()
+            return held
+
     def read_sums(self, turn: Turn, alive: Callable[[], bool]) -> Partials | None:
         """This shard's sums in the middle of a step, for which it waits for those of the others. As `Sums.read`.
 

@@ -107,6 +107,10 @@ class ParameterServicer:
                 self._metrics.pulled_bytes.inc(len(response))
                 yield response
 
+    def HoldGroup(self, request: pb.HoldGroupRequest, context: grpc.ServicerContext) -> pb.HoldGroupResponse:
+        """Let the workers come to a stand."""
+        return pb.HoldGroupResponse(step=self._groups.get(convert.group_name(request.name)).hold(request.step))
+
     def ReadSums(self, request: pb.ReadSumsRequest, context: grpc.ServicerContext) -> pb.ReadSumsResponse:
         """Tell this shard's sums, once they are there."""
         group = self._groups.get(convert.group_name(request.name))

@@ -67,8 +67,6 @@ def complete(spec: JobSpec) -> JobSpec:
     )
     if sharded and done.checkpoint_steps:
         check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
-    if done.clip_norm and done.shards > 1:
-        check.add("spec.clip_norm", f"needs all gradients in one place: 1 shard, not {done.shards}")
     if done.durability.mode == "replicated" and done.shards == 1:
         check.add("spec.shards", "must be 2 at least: each has a copy on another one")
     if done.durability.mode == "checkpoint" and not done.consistency.waits and done.shards > 1:

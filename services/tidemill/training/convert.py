@@ -309,6 +309,7 @@ def from_task(message: pb.Task) -> Task:
         artifacts=message.artifacts,
         epochs=tuple(from_epoch(epoch) for epoch in message.epochs),
         checkpoint=message.checkpoint,
+        placement=message.placement,
     )
 
 
@@ -325,6 +326,7 @@ def to_task(task: Task) -> pb.Task:
         artifacts=task.artifacts,
         epochs=[to_epoch(epoch) for epoch in task.epochs],
         checkpoint=task.checkpoint,
+        placement=task.placement,
     )
 
 
@@ -339,7 +341,7 @@ def to_job(job: Job) -> pb.Job:
         progress=_to_progress(job.progress),
         epochs=[to_epoch(epoch) for epoch in job.epochs],
         result=to_result(job.result) if job.result else None,
-        workers=[_to_worker(worker) for worker in job.workers],
+        workers=[_to_worker(worker) for worker in job.workers if worker.rank < job.spec.workers],
         restarts=job.restarts,
         traceparent=job.traceparent,
         etag=etags.of(job.revision) if job.revision else "",
@@ -347,6 +349,7 @@ def to_job(job: Job) -> pb.Job:
         start_time=to_time(job.started),
         end_time=to_time(job.ended),
         waiting=job.waiting,
+        resize=pb.Resize(workers=job.resize.workers, shards=job.resize.shards) if job.resize else None,
         changes=[
             pb.StateChange(number=c.number, state=_STATES[c.state], time=to_time(c.time), epochs=c.epochs)
             for c in job.changes

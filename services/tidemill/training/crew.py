@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from tidemill.clock import Clock
 from tidemill.errors import Stale, Unavailable
@@ -121,10 +121,21 @@ class Crew:
         self._patience = patience
         self._clock = clock
         self._members: dict[int, Member] = {}
+        self._joining: list[Member] = []
+        """Those that nobody keeps at work yet."""
+        self._grown = asyncio.Event()
         for worker in workers:
             self._members[worker.rank] = Member(rank=worker.rank, attempt=worker.attempt)
             self._seat(self._members[worker.rank], worker)
             self._members[worker.rank].is_known = not worker.handle
+
+    def grow(self, workers: Iterable[Worker]) -> None:
+        """These are to be started as well, with ranks that nobody has: that is stored."""
+        for worker in workers:
+            member = self._members[worker.rank] = Member(rank=worker.rank, attempt=worker.attempt)
+            self._seat(member, worker)
+            self._joining.append(member)
+        self._grown.set()
 
     def appoint(self, workers: Iterable[Worker]) -> None:
         """These are to be started, in place of those who had their ranks: that is stored."""
@@ -232,13 +243,28 @@ class Crew:
 
     async def run(self) -> None:
         """Keep every rank at work until it has done its part; raise what the boss raises."""
-        keepers = [asyncio.ensure_future(self._keep(member)) for member in self._members.values()]
+        self._joining = list(self._members.values())
+        keepers: set[asyncio.Future[None]] = set()
+        grown: asyncio.Future[Any] = asyncio.ensure_future(self._grown.wait())
         try:
-            await _all(keepers)
+            while True:
+                keepers |= {asyncio.ensure_future(self._keep(member)) for member in self._joining}
+                self._joining = []
+                self._grown.clear()
+                if grown.done():
+                    grown = asyncio.ensure_future(self._grown.wait())
+                if not keepers:
+                    return
+                waiting: set[asyncio.Future[Any]] = {*keepers, grown}
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for keeper in keepers & done:
+                    keepers.remove(keeper)
+                    keeper.result()
         finally:
-            for keeper in keepers:
-                keeper.cancel()
-            await asyncio.gather(*keepers, return_exceptions=True)
+            ending: list[asyncio.Future[Any]] = [*keepers, grown]
+            for task in ending:
+                task.cancel()
+            await asyncio.gather(*ending, return_exceptions=True)
 
     async def ended(self, within: float) -> None:
         """Return when all processes have ended by themselves, or after so many seconds."""
@@ -333,13 +359,6 @@ class Crew:
     def _printed(self, member: Member, attempt: int, line: str, position: int) -> None:
         self._log.append(member.rank, line, attempt=attempt, position=position)
         member.tail = [*member.tail[1 - _TAIL :], line[:400]]
-
-
-async def _all(tasks: Sequence["asyncio.Future[None]"]) -> None:
-    """Wait until all have ended well; raise the first error as soon as it is there."""
-    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
 
 
 def _name(number: int) -> str:

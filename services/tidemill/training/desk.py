@@ -24,7 +24,7 @@ from tidemill.training import checks, history, remains
 from tidemill.training.catalogue import Catalogue, catalogue
 from tidemill.training.changes import Changes
 from tidemill.training.history import Event
-from tidemill.training.jobs import Job, Progress, State, begun, cancel, pause, resume
+from tidemill.training.jobs import Job, Progress, State, begun, cancel, pause, resize, resume
 from tidemill.training.logs import JobLog, Line, LogDirectory, parse
 from tidemill.training.patience import is_passing
 from tidemill.training.peers import Artifacts, Shards
@@ -158,6 +158,26 @@ class Desk:
             return wanted
 
         return await self._change(identifier, resumed)
+
+    async def resize(self, identifier: str, workers: int, shards: int) -> Job:
+        """A job after it was asked for other numbers of `workers` and `shards`; 0 = as many as now.
+
+        Raises:
+            NotFound: there is none.
+            FailedPrecondition: another change is being made, or it is too late for one.
+            Invalid: it cannot have so many.
+        """
+
+        def changed(job: Job, now: float) -> Job:
+            wanted = resize(job, workers, shards)
+            after = wanted.spec
+            if wanted.resize is not None:
+                after = replace(after, workers=wanted.resize.workers, shards=wanted.resize.shards)
+            if wanted is not job:
+                checks.complete(after)  # not everything works with any number
+            return wanted
+
+        return await self._change(identifier, changed)
 
     async def _change(self, identifier: str, make: Callable[[Job, float], Job]) -> Job:
         """A job after `make` has changed it; `make` returns the job itself when there is nothing to change."""

@@ -29,6 +29,8 @@ MAX_CHANGES = 256
 """Most changes of its state that a job remembers."""
 MAX_SHARDS = 64
 """Most parameter shards of a job."""
+MAX_WORKERS = 64
+"""Most workers of a job."""
 
 
 class State(Enum):
@@ -121,6 +123,22 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """Other numbers of workers and shards, that a job at work is to have."""
+
+    workers: int
+    shards: int
+    """0 = its strategy has none."""
+    places: tuple[str, ...] = ()
+    """Addresses of the shards that its group goes to; none as long as they are not chosen."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known where the job is to go."""
+        return len(self.places) == self.shards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training job as it is stored; times are seconds since the epoch, 0 = not yet."""
 
@@ -154,6 +172,8 @@ class Job:
     """Of its replicated shards, those whose other copy was given up, in order of shard."""
     placement: int = 0
     """Number of times that its group has been given up, to be made anew elsewhere."""
+    resize: Resize | None = None
+    """The change of workers and shards that is being made."""
     checkpoint: str = ""
     """Digest of the artifact from which the training goes on when its state is held nowhere any more."""
     checkpoint_step: int = 0
@@ -297,9 +317,74 @@ def resume(job: Job, shards: int, now: float) -> Job:
     return replace(move(job, State.PENDING, now), spec=spec, waiting="waits for its turn")
 
 
+def resize(job: Job, workers: int, shards: int) -> Job:
+    """`job` after it was asked for other numbers of workers and shards; itself when it has them, or is about to.
+
+    Args:
+        job: as it is.
+        workers: number of workers; 0 = as many as now.
+        shards: number of parameter shards; 0 = as many as now.
+
+    Raises:
+        FailedPrecondition: reason JOB_RESIZING, another change is being made; JOB_NOT_RESIZABLE, it is too late or too
+            early for one.
+        Invalid: it cannot have so many.
+    """
+    if shards and not job.spec.shards:
+        raise invalid("shards", f"{job.spec.strategy} has no parameter shards", reason="NO_SHARDS")
+    if not 0 <= shards <= MAX_SHARDS:
+        raise invalid("shards", f"must be in [0, {MAX_SHARDS}], not {shards}")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise invalid("workers", f"must be in [0, {MAX_WORKERS}], not {workers}")
+    wanted = Resize(workers=workers or job.spec.workers, shards=shards or job.spec.shards)
+    facts = {"job": job.name, "state": job.state.value}
+    if job.resize is not None:
+        if (job.resize.workers, job.resize.shards) == (wanted.workers, wanted.shards):
+            return job
+        raise FailedPrecondition(
+            f"{job.name} is getting {job.resize.workers} workers and {job.resize.shards} shards: wait for that",
+            reason="JOB_RESIZING",
+            metadata=facts,
+        )
+    if (wanted.workers, wanted.shards) == (job.spec.workers, job.spec.shards):
+        return job
+    if job.state in (State.STARTING, State.RUNNING):
+        return replace(job, resize=wanted)
+    still = job.spec.consistency.rounds or wanted.workers == job.spec.workers or not job.checkpoint_step
+    if job.state in (State.PENDING, State.PAUSED) and still:
+        return replace(job, spec=replace(job.spec, workers=wanted.workers, shards=wanted.shards))
+    why = "its workers were at different steps" if job.state in (State.PENDING, State.PAUSED) else "it is too late"
+    raise FailedPrecondition(
+        f"{job.name} is {job.state.value}: {why} to change them", reason="JOB_NOT_RESIZABLE", metadata=facts
+    )
+
+
+def resized(job: Job) -> Job:
+    """`job`, whose state is kept as its checkpoint, with the workers and shards that were asked for."""
+    assert job.resize is not None
+    wanted = job.resize
+    return replace(
+        job,
+        spec=replace(job.spec, workers=wanted.workers, shards=wanted.shards),
+        shards=wanted.places,
+        copies=(),
+        placement=job.placement + 1,
+        resize=None,
+        waiting="",
+    )
+
+
 def hold(job: Job, now: float) -> Job:
-    """`job`, whose workers have ended, at rest: its group is given up, its checkpoint is what it goes on from."""
-    return replace(move(given_up(job), State.PAUSED, now), owner="")
+    """`job`, whose workers have ended, at rest: its group is given up, its checkpoint is what it goes on from.
+
+    A change of workers and shards that was being made is made with it, or where its workers stand at different steps of
+    its shards alone.
+    """
+    rest = replace(move(given_up(job), State.PAUSED, now), owner="", resize=None)
+    if job.resize is None:
+        return rest
+    workers = job.resize.workers if job.spec.consistency.rounds else job.spec.workers
+    return replace(rest, spec=replace(job.spec, workers=workers, shards=job.resize.shards))
 
 
 def given_up(job: Job) -> Job:
@@ -315,6 +400,7 @@ def given_up(job: Job) -> Job:
         workers=workers,
         held=False,
         waiting="",
+        resize=None if job.resize is None else replace(job.resize, places=()),
     )
 
 

@@ -90,14 +90,19 @@ class Ledger:
                     attempts.succeeded()
                     return self.job
 
-    async def follow(self) -> NoReturn:
-        """Watch the job for what others do with it; ends with Fenced, CancelAsked or PauseAsked only."""
+    async def follow(self, read: Callable[[], None] = lambda: None) -> NoReturn:
+        """Watch the job for what others do with it; ends with Fenced, CancelAsked or PauseAsked only.
+
+        Args:
+            read: called whenever the job was read.
+        """
         with self._changes.of(self.job.id) as changed:
             while True:
                 changed.clear()
                 async with self._lock:
                     await self._read()
                     self.check()
+                read()
                 await changed.wait()
 
     def check(self) -> None:

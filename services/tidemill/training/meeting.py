@@ -51,6 +51,10 @@ class Meeting:
         if generation == self.generation:
             self._attempts.setdefault(rank, attempt)
 
+    def anew(self) -> None:
+        """All are to meet again: there are others."""
+        self._next(self.generation + 1)
+
     def _next(self, generation: int) -> None:
         self.generation = generation
         self._attempts.clear()

@@ -90,7 +90,39 @@ class Placement:
         )
         tell(f"parameters go to {', '.join(chosen)}")
 
-    async def _look(self, job: Job) -> tuple[tuple[str, ...], Mapping[str, object], str]:
+    async def scout(self, ledger: Ledger, tell: Callable[[str], None]) -> None:
+        """Store where the group of a job goes that is to have other workers and shards; or that it keeps those it has.
+
+        Shards that it has now are taken first: a group goes to as few new places as it can.
+
+        Args:
+            ledger: the job.
+            tell: takes what its log should say.
+
+        Raises:
+            Fenced, CancelAsked, PauseAsked: from the ledger.
+        """
+        deadline = self._clock.monotonic() + self._patience
+        while (resize := ledger.job.resize) is not None and not resize.is_ready:
+            wanted = replace(ledger.job, spec=replace(ledger.job.spec, shards=resize.shards))
+            try:
+                chosen, _, problem = await self._look(wanted, first=ledger.job.shards)
+            except JobFailed as refusal:
+                chosen, problem = (), str(refusal)
+                deadline = self._clock.monotonic()
+            if not problem:
+                await ledger.change(partial(_goes_to, chosen))
+                return
+            if self._clock.monotonic() >= deadline:
+                tell(f"its workers and shards stay as they are: {problem}")
+                await ledger.change(lambda job: replace(job, resize=None, waiting=""))
+                return
+            if ledger.job.waiting != problem:
+                tell(problem)
+                await ledger.change(partial(_waits, problem))
+            await self._clock.sleep(INTERVAL)
+
+    async def _look(self, job: Job, first: Sequence[str] = ()) -> tuple[tuple[str, ...], Mapping[str, object], str]:
         """The shards to take and the optimizer's hyperparameters; or what is waited for."""
         wanted, optimizer = job.spec.shards, job.spec.optimizer
         plural = "shard" if wanted == 1 else "shards"
@@ -102,7 +134,7 @@ class Placement:
             return (), {}, f"waits for {wanted} parameter {plural}: {error.message}"
         usable: list[str] = []
         parameters = dict(optimizer.parameters)
-        for address in self._by_load(live):
+        for address in sorted(self._by_load(live), key=lambda address: address not in first):
             if len(usable) == wanted:
                 break
             try:
@@ -124,3 +156,9 @@ class Placement:
 
 def _waits(what: str, job: Job) -> Job:
     return replace(job, waiting=what)
+
+
+def _goes_to(chosen: tuple[str, ...], job: Job) -> Job:
+    if job.resize is None:
+        return job
+    return replace(job, resize=replace(job.resize, places=chosen), waiting="")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from opentelemetry import trace
 
@@ -78,14 +78,16 @@ class JobRun:
         assert self._log is not None
         self._team = Team(self._ledger, self._shop, self._log)
         work = asyncio.ensure_future(self._work())
-        guard = asyncio.ensure_future(self._ledger.follow())
+        news = asyncio.Event()
+        guard = asyncio.ensure_future(self._ledger.follow(news.set))
+        scout = asyncio.ensure_future(self._scout(news))
         try:
-            await asyncio.wait({work, guard}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, guard, scout}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            first = 0 if work.done() else 1
-            for task in (work, guard):
+            first = 0 if work.done() else 1 if guard.done() else 2
+            for task in (work, guard, scout):
                 task.cancel()
-            results = await asyncio.gather(work, guard, return_exceptions=True)
+            results = await asyncio.gather(work, guard, scout, return_exceptions=True)
             await self._team.end()
         return results[first]
 
@@ -120,6 +122,15 @@ class JobRun:
                 if times > MOST_ROLLBACKS:
                     raise JobFailed(f"{lost}\n(rolled back {MOST_ROLLBACKS} times to step {step})") from lost
                 await self._roll_back(str(lost))
+
+    async def _scout(self, news: asyncio.Event) -> NoReturn:
+        """Look for shards for a change of workers and shards, whenever one is asked for."""
+        while True:
+            resize = self._ledger.job.resize
+            if resize is not None and not resize.is_ready and self._ledger.job.state is State.RUNNING:
+                await self._shop.placement.scout(self._ledger, self._tell)
+            news.clear()
+            await news.wait()
 
     async def _roll_back(self, why: str) -> None:
         """End the workers, and give the job a new group for its last checkpoint."""

@@ -63,6 +63,9 @@ class TrainingServicer(rpc.TrainingServiceServicer):
     async def PauseJob(self, request: pb.PauseJobRequest, context: Any) -> pb.Job:
         return convert.to_job(await self._desk.pause(_job(request.name)))
 
+    async def ResizeJob(self, request: pb.ResizeJobRequest, context: Any) -> pb.Job:
+        return convert.to_job(await self._desk.resize(_job(request.name), request.workers, request.shards))
+
     async def ResumeJob(self, request: pb.ResumeJobRequest, context: Any) -> pb.Job:
         return convert.to_job(await self._desk.resume(_job(request.name), request.shards))
 

@@ -11,7 +11,7 @@ from tidemill.training import epochs, remains, tokens
 from tidemill.training.crew import STARTING, Crew
 from tidemill.training.diagnosis.sights import MeetingSight, TeamSight
 from tidemill.training.epochs import Epoch, Result
-from tidemill.training.jobs import Copy, Job, State, Worker, move, shortened
+from tidemill.training.jobs import Copy, Job, State, Worker, move, resized, shortened
 from tidemill.training.ledger import CancelAsked, Fenced, Ledger, PauseAsked
 from tidemill.training.logs import SERVICE, JobLog
 from tidemill.training.meeting import Meeting
@@ -21,6 +21,10 @@ from tidemill.training.worker.task import Answer, Decision, Place, Task
 from tidemill.training.workshop import Seat, Workshop
 
 _TRAINING = (State.STARTING, State.RUNNING, State.PAUSING)
+
+
+class _NotMoving(Exception):
+    """The job does not go on with other workers or shards after all."""
 
 
 class Team:
@@ -47,7 +51,8 @@ class Team:
         self._refused = asyncio.Event()
         self._delivered = asyncio.Event()
         before = {worker.rank: worker for worker in job.workers}
-        workers = [before.get(rank, Worker(rank=rank, attempt=-1)) for rank in range(job.spec.workers)]
+        ranks = sorted({*range(job.spec.workers), *before})  # who was to leave may not have left yet
+        workers = [before.get(rank, Worker(rank=rank, attempt=-1)) for rank in ranks]
         self._crew = Crew(job.uid, workers, shop.launcher, self, log, shop.patience, shop.clock)
         for worker in job.workers:
             self._admit(worker)
@@ -74,7 +79,8 @@ class Team:
                 missing=tuple(rank for rank in range(spec.workers) if rank not in present),
                 is_open=self._meeting.is_open,
             )
-        return TeamSight(workers=self._crew.sights(), meeting=meeting)
+        sights = tuple(sight for sight in self._crew.sights() if sight.rank < spec.workers)
+        return TeamSight(workers=sights, meeting=meeting)
 
     async def adopt(self) -> None:
         """Look after the processes that an orchestrator before has started."""
@@ -147,9 +153,12 @@ class Team:
         return {**self._shop.environment(), "TIDEMILL_WORKER_TOKEN": self._secrets.pop(rank)}
 
     def excuses(self, rank: int, status: int | None) -> bool:
-        """Rank 0 has done its part when the result is there, the others when the training is over; or all is held."""
+        """Rank 0 has done its part when the result is there, the others when the training is over or goes on without
+        them; or all is held."""
         job = self._ledger.job
-        return job.held or (job.result is not None if rank == 0 else job.state not in _TRAINING)
+        if job.held or rank >= job.spec.workers:
+            return True
+        return job.result is not None if rank == 0 else job.state not in _TRAINING
 
     async def replace(self, rank: int, reason: str, traceback: str) -> Worker:
         """Count the death of a process, and store who follows.
@@ -189,6 +198,7 @@ class Team:
             artifacts=self._shop.artifacts.address,
             epochs=job.epochs,
             checkpoint=job.checkpoint,
+            placement=job.placement,
         )
 
     async def beat(self, rank: int, attempt: int, beat: Beat) -> Answer:
@@ -204,16 +214,17 @@ class Team:
             return Answer(stop=True)
         job = self._ledger.job
         generation = 0 if job.spec.shards else self._meeting.generation
-        stop = job.held or (rank != 0 and job.state not in _TRAINING)
+        stop = job.held or rank >= job.spec.workers or (rank != 0 and job.state not in _TRAINING)
+        move = rank == 0 and job.state is State.RUNNING and job.resize is not None and job.resize.is_ready
         # Nobody goes far without rank 0, which keeps what there is when all have stopped; or they are told to stop.
         pause = job.state is State.PAUSING and (rank == 0 or not job.spec.consistency.waits)
-        return Answer(stop=stop, generation=generation, pause=pause)
+        return Answer(stop=stop, generation=generation, pause=pause, move=move, placement=job.placement)
 
     async def meet(self, rank: int, attempt: int, *, lost: int, address: str) -> Place:
         """Where a worker meets the others."""
         self._crew.member(rank, attempt)
         job = self._ledger.job
-        if job.held or (rank != 0 and job.state not in _TRAINING):
+        if job.held or rank >= job.spec.workers or (rank != 0 and job.state not in _TRAINING):
             _stopped()
         generation, place = self._meeting.arrive(rank, attempt, lost=lost, address=address)
         # One of them may be due to each death, seen by the others, and one to the arrival of its replacement.
@@ -247,15 +258,17 @@ class Team:
         return found
 
     async def report_checkpoint(
-        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False
     ) -> None:
         """Take note of from where to go on, once; what was noted before is deleted."""
         self._check_reporter(rank, attempt)
         before = self._ledger.job
         same = checkpoint == before.checkpoint
-        if before.held or (same and not paused):
+        moved = moved and before.resize is not None  # else that was told before
+        if before.held or (same and not paused and not moved):
             return
-        if step < before.checkpoint_step or (step == before.checkpoint_step and not same and not paused):
+        beyond = paused or moved
+        if step < before.checkpoint_step or (step == before.checkpoint_step and not same and not beyond):
             raise OutOfRange(f"there is a checkpoint of step {before.checkpoint_step}", reason="CHECKPOINT_SUPERSEDED")
 
         def noted(job: Job) -> Job:
@@ -263,15 +276,46 @@ class Team:
                 _stopped()
             job = self.live(job)
             samples = job.progress.samples
-            return replace(
+            job = replace(
                 job, checkpoint=checkpoint, checkpoint_step=step, checkpoint_samples=samples, held=job.held or paused
             )
+            return self._moved(job) if moved else job
 
-        duties = [] if same else remains.checkpoint(before, self._shop.clock.now())
+        now = self._shop.clock.now()
+        duties = [] if same else remains.checkpoint(before, now)
         try:
-            await self._ledger.change(noted, duties=duties)
+            if moved:
+                job = await self._ledger.change(noted, duties=[*duties, *remains.group(before, now)])
+                self._go_on(before, job)
+            else:
+                await self._ledger.change(noted, duties=duties)
         except (Fenced, CancelAsked, PauseAsked):
             _stopped()
+        except _NotMoving:  # it is to pause now: this worker has orders as before, and hears of it
+            return
+
+    def _moved(self, job: Job) -> Job:
+        """`job` with the workers and shards that were asked for, and those appointed who join."""
+        if job.resize is None or job.state is not State.RUNNING:
+            raise _NotMoving
+        now = resized(job)
+        known = {worker.rank: worker for worker in job.workers}
+        for rank in range(job.spec.workers, now.spec.workers):
+            self._secrets.setdefault(rank, tokens.fresh())
+            known[rank] = self._next(known.get(rank, Worker(rank=rank, attempt=-1)))
+        return replace(now, workers=tuple(worker for _, worker in sorted(known.items())))
+
+    def _go_on(self, before: Job, job: Job) -> None:
+        """What was stored: let those join who are new."""
+        workers, shards = job.spec.workers, job.spec.shards
+        joining = [worker for worker in job.workers if before.spec.workers <= worker.rank < workers]
+        for worker in joining:
+            self._admit(worker)
+        if not shards:
+            self._meeting.anew()
+        self._crew.grow(joining)
+        text = f"from step {job.checkpoint_step} on: {workers} workers" + (f", {shards} shards" if shards else "")
+        self._log.append(SERVICE, text + (f" ({', '.join(job.shards)})" if shards else ""))
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         """Take the metrics of an epoch, once; whether to train on."""

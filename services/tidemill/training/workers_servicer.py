@@ -30,7 +30,13 @@ class WorkerServicer(rpc.WorkerServiceServicer):
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Any) -> pb.HeartbeatResponse:
         seat = self._tokens.find(request.token)
         answer = await seat.employer.beat(seat.rank, seat.attempt, convert.from_beat(request))
-        return pb.HeartbeatResponse(stop=answer.stop, generation=answer.generation, pause=answer.pause)
+        return pb.HeartbeatResponse(
+            stop=answer.stop,
+            generation=answer.generation,
+            pause=answer.pause,
+            move=answer.move,
+            placement=answer.placement,
+        )
 
     async def Meet(self, request: pb.MeetRequest, context: Any) -> pb.MeetResponse:
         seat = self._tokens.find(request.token)
@@ -56,10 +62,17 @@ class WorkerServicer(rpc.WorkerServiceServicer):
         seat = self._tokens.find(request.token)
         if request.step < 0:
             raise invalid("step", "must not be negative")
-        if request.checkpoint or request.step or not request.paused:
+        if request.paused and request.moved:
+            raise invalid("moved", "cannot be while the job is being paused")
+        if request.checkpoint or request.step or not (request.paused or request.moved):
             names.check_digest(request.checkpoint, "checkpoint")
         await seat.employer.report_checkpoint(
-            seat.rank, seat.attempt, request.checkpoint, request.step, paused=request.paused
+            seat.rank,
+            seat.attempt,
+            request.checkpoint,
+            request.step,
+            paused=request.paused,
+            moved=request.moved,
         )
         return Empty()
 

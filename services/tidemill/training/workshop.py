@@ -39,9 +39,9 @@ class Employer(Protocol):
         """The copy of a shard that counts, which is the wanted one if its term is the next."""
 
     async def report_checkpoint(
-        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False
+        self, rank: int, attempt: int, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False
     ) -> None:
-        """Take note of from where to go on, once; a worker that is `paused` goes no further."""
+        """Take note of from where to go on, once; who is `paused` goes no further, who has `moved` has new orders."""
 
     async def report_epoch(self, rank: int, attempt: int, epoch: Epoch) -> Decision:
         """Take the metrics of an epoch, once; whether to train on."""

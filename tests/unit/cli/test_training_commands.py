@@ -182,6 +182,17 @@ async def test_a_job_is_paused_and_goes_on(training: Any) -> None:
     assert scripted.requests[-1] == pb.ResumeJobRequest(name="jobs/x", shards=3)
 
 
+async def test_a_job_gets_other_workers_and_shards(training: Any) -> None:
+    scripted, variables = training
+    flags = ("--workers", "3", "--shards", "2")
+    assert await run("jobs", "resize", "x", *flags, **variables) == (
+        0,
+        "jobs/x was asked for 3 workers and 2 shards\n",
+        "",
+    )
+    assert scripted.requests[-1] == pb.ResizeJobRequest(name="jobs/x", workers=3, shards=2)
+
+
 async def test_a_job_is_explained(training: Any) -> None:
     scripted, variables = training
     scripted.explanation = pb.JobExplanation(

@@ -83,7 +83,6 @@ def test_a_snapshot_of_something_else_is_refused(files: Mapping[str, Path]) -> N
     for wanted, said in (
         (replace(DEFINITION, tensors=(("a", (5, 3)), ("b", ()))), "of another model"),
         (replace(DEFINITION, tensors=DEFINITION.tensors[::-1]), "of another model"),
-        (replace(DEFINITION, workers=3), "of another number of workers"),
         (changed(optimizer=pb.Optimizer(name="sgd")), "of another optimizer"),
         (changed(optimizer=other), "of another optimizer"),
         (changed(l1=0.1), "of another l1: null, not 0.1"),
@@ -93,6 +92,22 @@ def test_a_snapshot_of_something_else_is_refused(files: Mapping[str, Path]) -> N
             snapshots.read(files, wanted)
         assert refused.value.reason == "WRONG_SNAPSHOT"
         assert said in refused.value.message
+
+
+def test_other_workers_go_on_where_those_before_stood_still(tmp_path: Path) -> None:
+    rounds = snapshots.write(tmp_path, state(), DEFINITION, {})
+    found = snapshots.read(rounds, replace(DEFINITION, workers=3)).state
+    assert (found.version, found.steps, found.clocks) == (8, 7, (8, 8, 8))
+    live = replace(DEFINITION, rule={**DEFINITION.rule, "consistency": {"mode": "MODE_ASP"}})
+    alike = snapshots.write(tmp_path, replace(state(), version=16, clocks=(8, 8)), live, {})
+    found = snapshots.read(alike, replace(live, workers=1)).state
+    assert (found.version, found.clocks) == (8, (8,)), "without rounds every push makes a version"
+    apart = snapshots.write(tmp_path, replace(state(), version=15, clocks=(8, 7)), live, {})
+    assert snapshots.read(apart, live).state.clocks == (8, 7)
+    with pytest.raises(FailedPrecondition) as refused:
+        snapshots.read(apart, replace(live, workers=3))
+    assert refused.value.reason == "WRONG_SNAPSHOT"
+    assert "at different steps" in refused.value.message
 
 
 def test_how_far_a_group_is_and_where_it_lies_do_not_matter() -> None:

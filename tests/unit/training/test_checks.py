@@ -87,7 +87,6 @@ def test_what_is_left_out_gets_its_default() -> None:
         ({"schedule": Component(parameters={"gamma": 1})}, "spec.schedule.parameters.gamma"),
         ({"clip_norm": -1.0}, "spec.clip_norm"),
         ({"clip_norm": float("inf")}, "spec.clip_norm"),
-        ({"clip_norm": 1.0, "shards": 2}, "spec.clip_norm"),
         ({"l1": float("nan")}, "spec.l1"),
         ({"l1": 1e7}, "spec.l1"),
         ({"codec": Component(name="gzip")}, "spec.codec.name"),

@@ -11,7 +11,7 @@ from tidemill.training.epochs import Epoch, Result
 from tidemill.training.worker.failure import MAX_TEXT, describe, is_final, trace
 from tidemill.training.worker.heartbeat import Heart, Progress
 from tidemill.training.worker.stop import Stop, Stopped
-from tidemill.training.worker.task import Answer, Decision, Place
+from tidemill.training.worker.task import Answer, Decision, Place, Task
 
 
 @dataclass
@@ -35,7 +35,10 @@ class Service:
     def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
         raise NotImplementedError
 
-    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+    def task(self) -> Task:
+        raise NotImplementedError
+
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False) -> None:
         raise NotImplementedError
 
     def report_epoch(self, epoch: Epoch) -> Decision:

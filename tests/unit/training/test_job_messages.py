@@ -13,7 +13,7 @@ from tidemill import errors, records
 from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Metrics, Result
-from tidemill.training.jobs import Change, Job, Progress, State, Worker
+from tidemill.training.jobs import Change, Job, Progress, Resize, State, Worker
 from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
 from tidemill.training.worker.task import Task
 
@@ -62,7 +62,7 @@ JOB = Job(
     restarts=6, traceparent="t", created=1.5, started=2.5, ended=3.5, owner="o", shards=("s:1",), committed=True,
     finished=1, changes=(Change(number=3, state=State.FAILED, time=3.5, epochs=1),),
     nonce="n", request="r", fingerprint="f", revision=9, traceback="b", checkpoint="c" * 64, checkpoint_step=7,
-    checkpoint_samples=70, placement=2, held=True,
+    checkpoint_samples=70, placement=2, held=True, resize=Resize(workers=3, shards=2, places=("s:1", "s:2")),
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def test_specs_epochs_results_and_orders_survive_the_way_there_and_back() -> Non
     assert convert.from_result(convert.to_result(RESULT)) == RESULT
     task = Task(
         job="jobs/a", spec=SPEC, rank=1, attempt=2, group="groups/g", shards=("a:1", "b:2"), traceparent="t",
-        artifacts="c:3", epochs=(EPOCH,), checkpoint="c" * 64,
+        artifacts="c:3", epochs=(EPOCH,), checkpoint="c" * 64, placement=3,
     )  # fmt: skip
     assert convert.from_task(convert.to_task(task)) == task
 

@@ -8,8 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidemill import errors, names
-from tidemill.training.jobs import MAX_ERROR, NEXT, Job, State, Worker, cancel, hold, move, pause, resume, shortened
-from tidemill.training.spec import JobSpec
+from tidemill.training.jobs import (
+    MAX_ERROR,
+    NEXT,
+    Job,
+    Resize,
+    State,
+    Worker,
+    cancel,
+    given_up,
+    hold,
+    move,
+    pause,
+    resize,
+    resized,
+    resume,
+    shortened,
+)
+from tidemill.training.spec import Consistency, JobSpec
 
 JOB = Job(id="a", uid="u", spec=JobSpec())
 OVER = {State.SUCCEEDED, State.FAILED, State.CANCELLED}
@@ -137,3 +153,60 @@ def test_workers_that_hold_their_state_have_no_shards_to_choose() -> None:
     with pytest.raises(errors.Invalid) as refused:
         resume(replace(JOB, state=State.PAUSED), 2, 1)
     assert refused.value.reason == "NO_SHARDS"
+
+
+TWO = replace(JOB, spec=JobSpec(workers=2, shards=1, strategy="parameter_server"))
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_when_workers_and_shards_can_be_changed(state: State) -> None:
+    job = replace(TWO, state=state)
+    if state in (State.STARTING, State.RUNNING):
+        asked = resize(job, 3, 0)
+        assert asked.resize == Resize(workers=3, shards=1)
+        assert asked.spec == job.spec, "it is done when it has been done"
+        assert resize(asked, 3, 1) is asked
+        with pytest.raises(errors.FailedPrecondition) as refused:
+            resize(asked, 4, 0)
+        assert refused.value.reason == "JOB_RESIZING"
+    elif state in (State.PENDING, State.PAUSED):
+        changed = resize(job, 3, 4)
+        assert (changed.spec.workers, changed.spec.shards, changed.resize) == (3, 4, None)
+    else:
+        with pytest.raises(errors.FailedPrecondition) as refused:
+            resize(job, 3, 0)
+        assert refused.value.reason == "JOB_NOT_RESIZABLE"
+    assert resize(job, 2, 1) is job, "it has them"
+
+
+def test_workers_that_rest_at_different_steps_stay_as_many() -> None:
+    spec = replace(TWO.spec, consistency=Consistency(mode="asp"))
+    job = replace(TWO, spec=spec, state=State.PAUSED, checkpoint="c", checkpoint_step=9)
+    assert resize(job, 0, 3).spec.shards == 3
+    with pytest.raises(errors.FailedPrecondition) as refused:
+        resize(job, 3, 0)
+    assert refused.value.reason == "JOB_NOT_RESIZABLE"
+
+
+def test_a_change_is_made_with_a_new_group() -> None:
+    job = replace(TWO, state=State.RUNNING, shards=("a:1",), resize=Resize(workers=1, shards=2, places=("a:1", "b:1")))
+    done = resized(job)
+    assert (done.spec.workers, done.spec.shards, done.shards, done.resize) == (1, 2, ("a:1", "b:1"), None)
+    assert done.group != job.group
+
+
+def test_a_change_goes_on_after_a_roll_back_and_is_made_by_a_pause() -> None:
+    asked = Resize(workers=3, shards=2, places=("a:1", "b:1"))
+    job = replace(TWO, state=State.PAUSING, shards=("a:1",), resize=asked)
+    assert given_up(job).resize == Resize(workers=3, shards=2), "the shards may be gone"
+    rest = hold(job, 5.0)
+    assert (rest.spec.workers, rest.spec.shards, rest.resize) == (3, 2, None)
+    live = hold(replace(job, spec=replace(job.spec, consistency=Consistency(mode="asp"))), 5.0)
+    assert (live.spec.workers, live.spec.shards, live.resize) == (2, 2, None)
+
+
+def test_workers_without_a_parameter_server_have_no_shards_to_change() -> None:
+    job = replace(JOB, spec=JobSpec(workers=2, strategy="all_reduce"), state=State.RUNNING)
+    assert resize(job, 3, 0).resize == Resize(workers=3, shards=0)
+    with pytest.raises(errors.Invalid):
+        resize(job, 0, 2)

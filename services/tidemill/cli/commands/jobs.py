@@ -21,11 +21,12 @@ STATES = [state_name(pb.Job(state=value)) for value in pb.Job.State.values() if 
 class Jobs(Command):
     """Lists, shows, cancels, pauses, deletes and plots jobs."""
 
-    help = "list, show, explain, cancel, pause, resume, delete or plot training jobs"
+    help = "list, show, explain, cancel, pause, resume, resize, delete or plot training jobs"
     examples = (
         "tidemill jobs",
         "tidemill jobs show JOB",
         "tidemill jobs why JOB",
+        "tidemill jobs resize JOB --workers 4 --shards 2",
         "tidemill jobs plot JOB --output curve.svg",
     )
 
@@ -43,6 +44,7 @@ class Jobs(Command):
             ("cancel", "stop a job; what it has learned is lost"),
             ("pause", "let a job rest; it holds no process and no shard, and can go on"),
             ("resume", "let a paused job go on where it was"),
+            ("resize", "let a job go on with other numbers of workers and shards, while it works"),
             ("delete", "delete a job that has ended, with its log; what it registered stays"),
             ("plot", "draw the learning curve of a job"),
         ):
@@ -56,6 +58,9 @@ class Jobs(Command):
                 action.add_argument(
                     "--shards", type=int, metavar="K", default=0, help="parameter shards to go on with (as before)"
                 )
+            if name == "resize":
+                action.add_argument("--workers", type=int, metavar="N", default=0, help="worker processes (as before)")
+                action.add_argument("--shards", type=int, metavar="K", default=0, help="parameter shards (as before)")
             connection.add_arguments(action, inner=True)
 
     def run(self, options: argparse.Namespace) -> int:
@@ -116,6 +121,16 @@ async def _resume(client: TrainingClient, options: argparse.Namespace) -> None:
         print(f"{job.name} goes on: {state_name(job)}")
 
 
+async def _resize(client: TrainingClient, options: argparse.Namespace) -> None:
+    job = await client.resize_job(options.job, workers=options.workers, shards=options.shards)
+    if options.json:
+        print_json(to_json(job))
+        return
+    to = job.resize if job.HasField("resize") else job.spec
+    verb = "was asked for" if job.HasField("resize") else "has"
+    print(f"{job.name} {verb} {to.workers} workers and {to.shards} shards")
+
+
 async def _why(client: TrainingClient, options: argparse.Namespace) -> None:
     found = await client.explain_job(options.job)
     if options.json:
@@ -149,6 +164,7 @@ _ACTIONS: dict[str, Action] = {
     "cancel": _cancel,
     "pause": _pause,
     "resume": _resume,
+    "resize": _resize,
     "delete": _delete,
     "plot": _plot,
 }

@@ -10,6 +10,7 @@ RPCS = (
     Rpc(verb="GET", path="/jobs/{job}", call="TrainingService.GetJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="POST", path="/jobs/{job}:cancel", call="TrainingService.CancelJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="POST", path="/jobs/{job}:pause", call="TrainingService.PauseJob", bind={"name": _JOB}, tag="Jobs"),
+    Rpc(verb="POST", path="/jobs/{job}:resize", call="TrainingService.ResizeJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="POST", path="/jobs/{job}:resume", call="TrainingService.ResumeJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(verb="DELETE", path="/jobs/{job}", call="TrainingService.DeleteJob", bind={"name": _JOB}, tag="Jobs"),
     Rpc(

@@ -186,6 +186,14 @@ class Consistency(ABC):
         found, self._logged = self._logged[:size], self._logged[size:]
         return found.reshape(-1, partials.sums.shape[1])
 
+    def hold(self, least: int) -> int:
+        """The step, later than all that were begun, for which only rank 0 is given parameters from now on.
+
+        Raises:
+            FailedPrecondition: reason NO_HOLD, nobody begins a step before rank 0 has finished the one before.
+        """
+        raise FailedPrecondition("in rounds nobody passes a step without rank 0", reason="NO_HOLD")
+
     def share(self) -> None:  # noqa: B027 - what changes under its readers is not shared
         """Let the parameters lie where workers can read them, if they stay as they are while anybody reads.
 

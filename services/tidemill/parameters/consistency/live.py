@@ -47,6 +47,7 @@ class Live(Consistency):
         self._locks = [threading.Lock() for _ in part.blocks]
         self._versions = [0] * len(part.blocks)
         self._squares = 0.0
+        self._held: int | None = None
 
     def begin(self, values: Array, position: Position) -> None:
         """Begin with these values."""
@@ -148,12 +149,19 @@ class Live(Consistency):
         """Let the worker's next push look at what has become of the group."""
         self._pushes.pop(header.worker, None)
 
+    def hold(self, least: int) -> int:
+        """The step after the latest one that any worker may have begun."""
+        self._held = max(least, max(self._clocks) + 1 if self._held is None else self._held)
+        return self._held
+
     def waits_for(self, wish: Wish) -> str:
-        """The worker's own push, or the slowest worker."""
+        """The worker's own push, the slowest worker, or that the group goes on elsewhere."""
         if wish.worker is None or wish.version == LATEST:
             return ""
         if self._clocks[wish.worker] < wish.version:
             return f"its own push for step {wish.version - 1}"
+        if self._held is not None and wish.worker and wish.version >= self._held:
+            return "its job's move to other workers or shards"
         if self._staleness is None:
             return ""
         slow = [rank for rank, clock in enumerate(self._clocks) if clock < wish.version - self._staleness]

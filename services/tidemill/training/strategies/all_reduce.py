@@ -79,6 +79,10 @@ class AllReduce(Strategy):
         self._step = step + 1
         return self._flat
 
+    def leave(self) -> None:
+        """Leave the meeting."""
+        self._peers.leave()
+
     def snapshot(self) -> Snapshot:
         """The parameters and the optimizer's state; both are the same on all workers."""
         return Snapshot(step=self._step, flat=self._flat, state=self._optimizer.state())

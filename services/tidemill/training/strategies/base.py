@@ -71,6 +71,12 @@ class ParameterServer(Protocol):
     def clocks(self) -> Sequence[Sequence[int]]:
         """For each shard the step that each worker's next push is for; NotFound as `versions`."""
 
+    def hold(self) -> int:
+        """Let the workers come to a stand: the step that none but rank 0 begins, where they do not go together."""
+
+    def close(self) -> None:
+        """Let calls that wait end; nothing more is asked of it."""
+
     def snapshot(self) -> Held:
         """All there is to know of the group; Stale (VERSION_SKEW) when its workers make steps meanwhile."""
 
@@ -111,6 +117,9 @@ class Peers(Protocol):
 
     def meet(self) -> None:
         """Connect with all others, once they are there; leaves the meeting before."""
+
+    def leave(self) -> None:
+        """Leave the meeting, for good."""
 
     def last(self) -> Snapshot | None:
         """The last checkpoint of the job, None before the first; for rank 0, which has met the others."""
@@ -195,6 +204,18 @@ class Strategy(ABC):
             the others are still being computed; None when the strategy has no use for parts.
         """
         return None
+
+    def stand(self, step: int) -> bool:
+        """Whether all workers stand still before `step`, which rank 0, whose this is, has not begun.
+
+        Otherwise they will before a later one: rank 0 goes on, and asks again. True in rounds, where nobody finishes a
+        step without it.
+        """
+        return True
+
+    @abstractmethod
+    def leave(self) -> None:
+        """The job goes on with others: end calls that wait, and let go of what this one holds."""
 
     def clocks(self) -> Sequence[int] | None:
         """Steps that each worker has done; None when all have done as many as this one."""

@@ -24,6 +24,7 @@ class ParameterServerStrategy(Strategy):
     def __init__(self, team: Team) -> None:
         super().__init__(team)
         self._server = team.server()
+        self._stand = 0
 
     def join(self, first: Callable[[], Flat]) -> tuple[int, Flat]:
         """Rank 0 creates the group and sets its first values; others wait until they are there."""
@@ -86,6 +87,26 @@ class ParameterServerStrategy(Strategy):
         if self.team.rounds:
             return None
         return [min(clocks) for clocks in zip(*self._server.clocks(), strict=True)]
+
+    def stand(self, step: int) -> bool:
+        """In rounds, always. Else when every shard has all pushes for earlier steps, and nobody begins this one."""
+        if self.team.rounds:
+            return True
+        with self._kept():
+            if step < max(self._stand, self._server.hold()):
+                return False
+            while True:
+                clocks = [clock for shard in self._server.clocks() for clock in shard]
+                if max(clocks) > step:  # a shard that was restarted has forgotten to hold them
+                    self._stand = max(clocks)
+                    return False
+                if min(clocks) == step:
+                    return True
+                self.team.pause(_FIRST_PAUSE)
+
+    def leave(self) -> None:
+        """Close the connections."""
+        self._server.close()
 
     def snapshot(self) -> Held:
         """The group. In rounds nobody makes a step without this worker; else the others have stopped, or soon do."""

@@ -40,7 +40,8 @@ class WorkerApp:
         self._telemetry = setup("worker", traces=config.traces, instance=f"worker.{os.getpid()}")
         self._loop = LoopThread()
         self._asynchronous: list[Any] = []
-        self._groups: list[ParametersClient] = []
+        self._groups: list[tuple[int, ParametersClient]] = []
+        """With the numbers of the groups."""
         client = self._made(
             WorkerClient,
             config.training_address,
@@ -51,7 +52,7 @@ class WorkerApp:
         )
         self._coordinator = RemoteCoordinator(client, self._loop)
         self._progress = Progress()
-        self._heart = Heart(self._coordinator, self._progress, stop, config.heartbeat_seconds)
+        self._heart = Heart(self._coordinator, self._progress, stop, config.heartbeat_seconds, self._leave)
 
     def run(self) -> bool:
         """Get orders and carry them out; whether all went well.
@@ -73,8 +74,7 @@ class WorkerApp:
 
     def interrupt(self) -> None:
         """Break off every call but those to the training service; the worker has been stopped."""
-        for group in self._groups:
-            group.close()
+        self._leave(math.inf)
         for client in self._asynchronous[1:]:
             self._loop.run(client.close())
 
@@ -82,12 +82,17 @@ class WorkerApp:
         """Free everything and send the last spans."""
         self._stop.set("finished")
         self._heart.join()
-        for group in self._groups:
-            group.close()
+        self._leave(math.inf)
         for client in self._asynchronous:
             self._loop.run(client.close())
         self._loop.close()
         self._telemetry.shutdown()
+
+    def _leave(self, placement: float) -> None:
+        """Break off what waits for groups before the one of this number."""
+        for number, group in self._groups:
+            if number < placement:
+                group.close()
 
     def _surroundings(self, folder: Path) -> Surroundings:
         return Surroundings(
@@ -119,7 +124,7 @@ class WorkerApp:
             codec_parameters=task.spec.codec.parameters,
             arbiter=self._coordinator.choose_copy if task.spec.durability.mode == REPLICATED else None,
         )
-        self._groups.append(client)
+        self._groups.append((task.placement, client))
         return RemoteGroup(task, admin, client, self._loop)
 
     def _peers(self, task: Task, read: Callable[[str], Snapshot], progress: Progress) -> Peers:
@@ -130,6 +135,7 @@ class WorkerApp:
             workers=task.spec.workers,
             host=self._config.host,
             patience=self._config.collective_seconds,
+            placement=task.placement,
         )
         return TorchPeers(seat, self._coordinator, read, progress, self._stop)
 

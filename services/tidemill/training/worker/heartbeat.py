@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tidemill import errors
@@ -18,8 +19,8 @@ EXPORTING = "exporting"
 
 @dataclass(slots=True)
 class Progress:
-    """How far the worker is: written by the thread that trains, read by the one that sends it; for `latest` and
-    `pausing` it is the reverse.
+    """How far the worker is: written by the thread that trains, read by the one that sends it; for `latest`,
+    `pausing`, `moving` and `placement` it is the reverse.
 
     Each field is replaced whole; that a sign of life may hold a step and the loss of the one before does no harm.
     """
@@ -35,15 +36,34 @@ class Progress:
     """The latest meeting, as far as is known."""
     pausing: bool = False
     """Whether the worker is to end after this step."""
+    moving: bool = False
+    """Whether rank 0 is to keep the state of the training where all stand still, to go on elsewhere."""
+    placement: int = 0
+    """Number of the latest group of the job, as far as is known."""
 
 
 class Heart:
     """Beats until the worker stops, and stops the worker when the answer says so.
 
     While the training service is out of reach the worker goes on: its launcher ends it if need be.
+
+    Args:
+        coordinator: the training service.
+        progress: what is told of the worker, and takes what comes back.
+        stop: set when the worker is to end.
+        interval: seconds between two beats.
+        moved: called with the number of the job's group when that has become another one.
     """
 
-    def __init__(self, coordinator: Coordinator, progress: Progress, stop: Stop, interval: float) -> None:
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        progress: Progress,
+        stop: Stop,
+        interval: float,
+        moved: Callable[[int], None] = lambda placement: None,
+    ) -> None:
+        self._moved = moved
         self._coordinator = coordinator
         self._progress = progress
         self._stop = stop
@@ -81,7 +101,10 @@ class Heart:
             return
         self._reached = True
         progress.latest = max(progress.latest, answer.generation)
-        progress.pausing = answer.pause
+        progress.pausing, progress.moving = answer.pause, answer.move
+        if answer.placement > progress.placement:
+            progress.placement = answer.placement
+            self._moved(answer.placement)
         if answer.stop:
             self._stop.set("the training service asks to stop")
 

@@ -36,6 +36,8 @@ class Seat:
     host: str
     patience: float
     """Longest time in seconds that workers wait for each other in one exchange."""
+    placement: int = 0
+    """Of its orders."""
 
 
 class TorchPeers:
@@ -81,6 +83,11 @@ class TorchPeers:
             self._group = self._connected(place)
             LOG.info("rank %d has met the others, meeting %d", self._seat.rank, place.generation)
 
+    def leave(self) -> None:
+        """Leave the meeting, and await nobody any more."""
+        self._leave()
+        self._store, self._address = None, ""
+
     def last(self) -> Snapshot | None:
         """The last checkpoint of the job."""
         return self._read(self._checkpoint) if self._checkpoint else None
@@ -104,6 +111,12 @@ class TorchPeers:
         self._stop.check()
         if self._progress.latest > self._progress.generation:
             raise Lost(f"meeting {self._progress.latest} has begun")
+        self._check_orders()
+
+    def _check_orders(self) -> None:
+        """Who has old orders would wait for others than those who come."""
+        if self._progress.placement > self._seat.placement:
+            raise Lost("the job goes on with other workers")
 
     def _begin(self, call: Callable[[], Any]) -> "TorchSum":
         self.check()
@@ -119,6 +132,7 @@ class TorchPeers:
             if place.address or self._seat.workers == 1:
                 return place
             self._stop.pause(pause)
+            self._check_orders()
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _listen(self) -> None:

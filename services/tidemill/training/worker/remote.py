@@ -41,7 +41,13 @@ class RemoteCoordinator:
             phase, step=step, steps_per_epoch=steps_per_epoch, loss=loss, samples=samples, generation=generation
         )
         response = self._loop.run(call)
-        return Answer(stop=response.stop, generation=response.generation, pause=response.pause)
+        return Answer(
+            stop=response.stop,
+            generation=response.generation,
+            pause=response.pause,
+            move=response.move,
+            placement=response.placement,
+        )
 
     def meet(self, *, lost: int, address: str) -> Place:
         """Ask where to meet the others."""
@@ -52,9 +58,9 @@ class RemoteCoordinator:
         """Ask which copy of a shard counts."""
         return self._loop.run(self._client.choose_copy(shard, term, copy))
 
-    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False) -> None:
         """Hand in from where workers go on after a restart."""
-        self._loop.run(self._client.report_checkpoint(checkpoint, step, paused=paused))
+        self._loop.run(self._client.report_checkpoint(checkpoint, step, paused=paused, moved=moved))
 
     def report_epoch(self, epoch: Epoch) -> Decision:
         """Hand in a finished epoch."""
@@ -156,6 +162,14 @@ class RemoteGroup:
     def clocks(self) -> Sequence[Sequence[int]]:
         """For each shard the step that each worker's next push is for."""
         return self._client.all_clocks()
+
+    def hold(self) -> int:
+        """Let the workers come to a stand; the step that none but this one begins."""
+        return self._client.hold()
+
+    def close(self) -> None:
+        """Let calls that wait end."""
+        self._client.close()
 
     def snapshot(self) -> Held:
         """All there is to know of the group."""

@@ -18,11 +18,12 @@ Exporter = Callable[[Network, Array, Path, int], float]
 """(network, samples, file, threads) -> worst difference of the file's outputs from the network's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Session:
     """One rank at work on one job."""
 
     task: Task
+    """Its orders; others when the job goes on with other workers or shards."""
     prepared: Prepared
     network: Network
     coordinator: Coordinator

@@ -38,23 +38,26 @@ class Snapshots:
         self._kept = (-1, "")
         """Step and digest of the last one."""
 
-    def keep(self, snapshot: Snapshot | Held, seen: Seen, *, paused: bool = False) -> None:
+    def keep(self, snapshot: Snapshot | Held, seen: Seen, *, paused: bool = False, moved: bool = False) -> None:
         """Upload a checkpoint and report it, unless that was done; there is nothing to keep of the start.
 
         Args:
             snapshot: the state.
             seen: by rank 0, of its epoch.
             paused: whether the worker goes no further.
+            moved: whether it goes on by new orders.
         """
         step = snapshot.step if isinstance(snapshot, Snapshot) else snapshot.state.clocks[0]
-        if step == self._kept[0] and not paused:
+        self.seen = seen
+        if step == self._kept[0] and not paused and not moved:
             return
         if step == 0 and (isinstance(snapshot, Snapshot) or not snapshot.state.version):
             self._kept = (0, "")
         elif step != self._kept[0]:
             self._kept = (step, self._upload(snapshot, step, seen))
-        self._session.coordinator.report_checkpoint(self._kept[1], self._kept[0], paused=paused)
-        LOG.info("the state of the training at step %d is kept%s", step, ": the job is paused" if paused else "")
+        self._session.coordinator.report_checkpoint(self._kept[1], self._kept[0], paused=paused, moved=moved)
+        why = ": the job is paused" if paused else ": the job goes on with others" if moved else ""
+        LOG.info("the state of the training at step %d is kept%s", step, why)
 
     def _upload(self, snapshot: Snapshot | Held, step: int, seen: Seen) -> str:
         session = self._session

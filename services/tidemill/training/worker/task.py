@@ -29,6 +29,8 @@ class Task:
     """What was finished by workers before."""
     checkpoint: str = ""
     """Digest of what rank 0 puts into a new parameter group; "" = it begins from the start."""
+    placement: int = 0
+    """Number of the group among those that the job has had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,10 @@ class Answer:
     """The latest meeting of the job's workers; 0 = none."""
     pause: bool = False
     """Whether to end after this step, and to keep what the training is made of if that is for this worker to do."""
+    move: bool = False
+    """Whether to keep what the training is made of where all workers stand still, and to report it as moved."""
+    placement: int = 0
+    """Number of the job's group: who has orders of an earlier one needs new ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,9 @@ class Place:
 class Coordinator(Protocol):
     """The training service, as a worker sees it. Errors are those of `tidemill.errors`."""
 
+    def task(self) -> Task:
+        """The worker's orders as they are now."""
+
     def beat(
         self, phase: str, *, step: int, steps_per_epoch: int, loss: float, samples: int, generation: int
     ) -> Answer:
@@ -82,13 +91,14 @@ class Coordinator(Protocol):
     def choose_copy(self, shard: int, term: int, copy: int) -> tuple[int, int]:
         """The term in force and the copy of a replicated shard that counts: `copy` if `term` is the next one."""
 
-    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False) -> None:
+    def report_checkpoint(self, checkpoint: str, step: int, *, paused: bool = False, moved: bool = False) -> None:
         """Hand in from where workers go on after a restart; the same again changes nothing.
 
         Args:
             checkpoint: digest; "" = from the start, at step 0.
             step: steps that are done in it.
             paused: whether this worker goes no further.
+            moved: whether it goes on by new orders.
         """
 
     def report_epoch(self, epoch: Epoch) -> Decision:

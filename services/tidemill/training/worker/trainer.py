@@ -5,7 +5,7 @@ import math
 import time
 from typing import Protocol
 
-from tidemill.errors import FailedPrecondition
+from tidemill.errors import FailedPrecondition, TidemillError
 from tidemill.telemetry import attributes
 from tidemill.training.samples import Array
 from tidemill.training.strategies.base import Flat, Lost, Strategy
@@ -35,6 +35,20 @@ class Judge(Protocol):
         """
 
 
+class Orders(Protocol):
+    """A worker's orders, which change when its job goes on with other workers or shards."""
+
+    def changed(self) -> bool:
+        """Whether there are others by now; asks for a sign of that. Raises Stopped."""
+
+    def renew(self) -> Strategy:
+        """Take the others, and begin anew with them."""
+
+
+class Moved(Exception):
+    """The job goes on with other workers or shards."""
+
+
 class Trainer:
     """Takes part in every step from where the strategy joins until the training is over.
 
@@ -47,9 +61,14 @@ class Trainer:
         strategy: this worker's.
         judge: rank 0's.
         snapshots: keeps the state of the training.
+        orders: this worker's.
     """
 
-    def __init__(self, session: Session, strategy: Strategy, judge: Judge | None, snapshots: Snapshots) -> None:
+    def __init__(
+        self, session: Session, strategy: Strategy, judge: Judge | None, snapshots: Snapshots, orders: Orders
+    ) -> None:
+        self._session = session
+        self._orders = orders
         self._task = session.task
         self._samples = session.prepared.train
         self._network = session.network
@@ -79,6 +98,23 @@ class Trainer:
                 return self._train()
             except Lost as lost:
                 LOG.warning("rank %d has lost the others and meets them again: %s", self._task.rank, lost)
+                if self._orders.changed():
+                    self._renew()
+            except Moved:
+                self._renew()
+            except TidemillError:
+                # The group that it waited for is not the job's any more, perhaps.
+                if not self._orders.changed():
+                    raise
+                self._renew()
+
+    def _renew(self) -> None:
+        """Go on by new orders."""
+        self._strategy.leave()
+        self._strategy = self._orders.renew()
+        self._task, self._schedule = self._session.task, self._session.schedule
+        spec = self._task.spec
+        LOG.info("rank %d goes on among %d workers, with %d shards", self._task.rank, spec.workers, spec.shards)
 
     def _was_over(self) -> bool:
         """Whether workers before have trained to the end, so that the others may be gone already."""
@@ -169,8 +205,13 @@ class Trainer:
         if self._progress.pausing:
             self._keep(paused=True)
             raise Stopped("the job is paused")
+        if self._judge is not None and self._progress.moving and self._strategy.stand(self._progress.step):
+            self._progress.moving = False  # until it is told once more
+            self._keep(moved=True)
+            raise Moved
 
-    def _keep(self, *, paused: bool = False) -> None:
+    def _keep(self, *, paused: bool = False, moved: bool = False) -> None:
         """Keep the state of the training, if that is for this worker to do."""
         if self._judge is not None:
-            self._snapshots.keep(self._strategy.snapshot(), Seen(self._loss, self._seen), paused=paused)
+            seen = Seen(self._loss, self._seen)
+            self._snapshots.keep(self._strategy.snapshot(), seen, paused=paused, moved=moved)

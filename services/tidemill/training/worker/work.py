@@ -61,6 +61,33 @@ class Surroundings:
     max_dataset_bytes: int
 
 
+class Renewal:
+    """A `trainer.Orders`.
+
+    Args:
+        session: whose orders they are.
+        heart: hears that there are others.
+        strategy: makes the one of the orders in the session.
+    """
+
+    def __init__(self, session: Session, heart: Heart, strategy: Callable[[], Strategy]) -> None:
+        self._session = session
+        self._heart = heart
+        self._strategy = strategy
+
+    def changed(self) -> bool:
+        """Ask the training service."""
+        self._session.stop.check()
+        self._heart.beat()
+        self._session.stop.check()
+        return self._session.progress.placement > self._session.task.placement
+
+    def renew(self) -> Strategy:
+        """Get the orders."""
+        self._session.task = self._session.coordinator.task()
+        return self._strategy()
+
+
 class Work:
     """Carries out a task; everything blocking in it ends soon after `stop` is set and the connections are closed."""
 
@@ -135,7 +162,8 @@ class Work:
         )
         judge = EpochJudge(session) if task.rank == 0 else None
         snapshots = Snapshots(session)
-        Trainer(session, self._strategy(session, snapshots), judge, snapshots).run()
+        orders = Renewal(session, self._heart, lambda: self._strategy(session, snapshots))
+        Trainer(session, self._strategy(session, snapshots), judge, snapshots, orders).run()
         assert judge is not None, "only rank 0 gets here"
         self._with.coordinator.report_result(Delivery(session).run(judge.best_epoch, judge.best()))
         LOG.info("rank %d of %s is done", task.rank, task.job)

@@ -597,6 +597,54 @@ class DeleteGroupRequest(_message.Message):
 Global___DeleteGroupRequest: _TypeAlias = DeleteGroupRequest  # noqa: Y015
 
 @_typing.final
+class HoldGroupRequest(_message.Message):
+    """Asks for a stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`groups/{group}`."""
+    step: _builtins.int
+    """The step is to be this one at least; 0 = any."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldGroupRequest: _TypeAlias = HoldGroupRequest  # noqa: Y015
+
+@_typing.final
+class HoldGroupResponse(_message.Message):
+    """Where the workers come to a stand."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step that none of them begins: clocks go up to it."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldGroupResponse: _TypeAlias = HoldGroupResponse  # noqa: Y015
+
+@_typing.final
 class BlockData(_message.Message):
     """Values or gradients of one block."""
 

@@ -81,6 +81,11 @@ class ParameterServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.HoldGroup = channel.unary_unary(
+                '/tidemill.api.parameters.v1.ParameterService/HoldGroup',
+                request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.FromString,
+                _registered_method=True)
         self.Attach = channel.unary_unary(
                 '/tidemill.api.parameters.v1.ParameterService/Attach',
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.AttachRequest.SerializeToString,
@@ -199,6 +204,16 @@ class ParameterServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldGroup(self, request, context):
+        """Lets all workers come to a stand at one step, so that the group can go on elsewhere, with other workers or shards: from
+        now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
+        it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
+        rounds, where nobody passes a step without rank 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Attach(self, request, context):
         """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
         Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
@@ -277,6 +292,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.WriteSums,
                     request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'HoldGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldGroup,
+                    request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.SerializeToString,
             ),
             'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
@@ -543,6 +563,33 @@ class ParameterService(object):
             '/tidemill.api.parameters.v1.ParameterService/WriteSums',
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.WriteSumsRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.parameters.v1.ParameterService/HoldGroup',
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.SerializeToString,
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

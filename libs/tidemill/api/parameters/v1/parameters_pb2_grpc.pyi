@@ -92,6 +92,12 @@ class ParameterServiceStub:
     """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
     INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
     """
+    HoldGroup: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.HoldGroupRequest, _parameters_pb2.HoldGroupResponse]
+    """Lets all workers come to a stand at one step, so that the group can go on elsewhere, with other workers or shards: from
+    now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
+    it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
+    rounds, where nobody passes a step without rank 0.
+    """
     Attach: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
     Pull carry only who and when, and the elements lie there. FAILED_PRECONDITION (NO_SHARED_MEMORY) for a caller on
@@ -163,6 +169,12 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     WriteSums: _aio.UnaryUnaryMultiCallable[_parameters_pb2.WriteSumsRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
     INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
+    """
+    HoldGroup: _aio.UnaryUnaryMultiCallable[_parameters_pb2.HoldGroupRequest, _parameters_pb2.HoldGroupResponse]  # type: ignore[assignment]
+    """Lets all workers come to a stand at one step, so that the group can go on elsewhere, with other workers or shards: from
+    now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
+    it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
+    rounds, where nobody passes a step without rank 0.
     """
     Attach: _aio.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]  # type: ignore[assignment]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -286,6 +298,18 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Lets a step go on with what was read of all shards. Writing it again, or for a step that was made, changes nothing.
         INVALID_ARGUMENT (PARTIALS_MISMATCH) when that is not what the shards have.
+        """
+
+    @_abc_1.abstractmethod
+    def HoldGroup(
+        self,
+        request: _parameters_pb2.HoldGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_parameters_pb2.HoldGroupResponse, _abc.Awaitable[_parameters_pb2.HoldGroupResponse]]:
+        """Lets all workers come to a stand at one step, so that the group can go on elsewhere, with other workers or shards: from
+        now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
+        it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
+        rounds, where nobody passes a step without rank 0.
         """
 
     @_abc_1.abstractmethod

@@ -262,9 +262,7 @@ class JobSpec(_message.Message):
     one at the end of each epoch, 0 to 1000000000; 0 = only those.
     """
     clip_norm: _builtins.float
-    """Largest norm of the gradient that a step is made with; what is longer is made so long. 0 = any. With a parameter
-    server on one shard only.
-    """
+    """Largest norm of the gradient that a step is made with; what is longer is made so long. 0 = any."""
     l1: _builtins.float
     """Weight of the sum of the parameters' magnitudes in the loss, by proximal steps, 0 to 1000000; 0 = none."""
     @_builtins.property
@@ -700,6 +698,7 @@ class Job(_message.Message):
     WAITING_FIELD_NUMBER: _builtins.int
     TRACEBACK_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `jobs/{job}`."""
     state: Global___Job.State.ValueType
@@ -754,6 +753,10 @@ class Job(_message.Message):
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___StateChange]:
         """The states that it was in, in order, this one last; the last 256. Output only."""
 
+    @_builtins.property
+    def resize(self) -> Global___Resize:
+        """The change of workers and shards that is being made; missing = none. Output only."""
+
     def __init__(
         self,
         *,
@@ -774,14 +777,41 @@ class Job(_message.Message):
         waiting: _builtins.str = ...,
         traceback: _builtins.str = ...,
         changes: _abc.Iterable[Global___StateChange] | None = ...,
+        resize: Global___Resize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "progress", b"progress", "resize", b"resize", "result", b"result", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceback", b"traceback", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "create_time", b"create_time", "end_time", b"end_time", "epochs", b"epochs", "error", b"error", "etag", b"etag", "name", b"name", "progress", b"progress", "resize", b"resize", "restarts", b"restarts", "result", b"result", "spec", b"spec", "start_time", b"start_time", "state", b"state", "traceback", b"traceback", "traceparent", b"traceparent", "waiting", b"waiting", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Resize(_message.Message):
+    """Other numbers of workers and shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    workers: _builtins.int
+    """Worker processes."""
+    shards: _builtins.int
+    """Parameter shards; 0 = the strategy has none."""
+    def __init__(
+        self,
+        *,
+        workers: _builtins.int = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["shards", b"shards", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resize: _TypeAlias = Resize  # noqa: Y015
 
 @_typing.final
 class CreateJobRequest(_message.Message):
@@ -990,6 +1020,36 @@ class DeleteJobRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteJobRequest: _TypeAlias = DeleteJobRequest  # noqa: Y015
+
+@_typing.final
+class ResizeJobRequest(_message.Message):
+    """Asks for other numbers of workers and shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    SHARDS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`jobs/{job}`."""
+    workers: _builtins.int
+    """Worker processes, 1 to 64; 0 = as many as now."""
+    shards: _builtins.int
+    """Parameter shards, 1 to 64; 0 = as many as now."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        shards: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "shards", b"shards", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResizeJobRequest: _TypeAlias = ResizeJobRequest  # noqa: Y015
 
 @_typing.final
 class WatchJobRequest(_message.Message):
@@ -1675,6 +1735,7 @@ class Task(_message.Message):
     ARTIFACTS_FIELD_NUMBER: _builtins.int
     EPOCHS_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job, `jobs/{job}`."""
     rank: _builtins.int
@@ -1689,6 +1750,8 @@ class Task(_message.Message):
     """Address of the artifact service."""
     checkpoint: _builtins.str
     """Digest of the artifact whose state rank 0 puts into a new parameter group; empty = begin from the start."""
+    placement: _builtins.int
+    """Number of the group among those that the job has had: higher whenever the job goes on with another one."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What to train, every default filled in."""
@@ -1714,10 +1777,11 @@ class Task(_message.Message):
         artifacts: _builtins.str = ...,
         epochs: _abc.Iterable[Global___Epoch] | None = ...,
         checkpoint: _builtins.str = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "checkpoint", b"checkpoint", "epochs", b"epochs", "group", b"group", "job", b"job", "rank", b"rank", "shards", b"shards", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifacts", b"artifacts", "attempt", b"attempt", "checkpoint", b"checkpoint", "epochs", b"epochs", "group", b"group", "job", b"job", "placement", b"placement", "rank", b"rank", "shards", b"shards", "spec", b"spec", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1778,6 +1842,8 @@ class HeartbeatResponse(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     stop: _builtins.bool
     """Stop at once and end: the job is cancelled or failed, another process has this rank now, or the training is over and
     this is not rank 0, which alone exports.
@@ -1786,16 +1852,22 @@ class HeartbeatResponse(_message.Message):
     """The latest meeting of the job's workers; who is in an earlier one must leave it and meet again. 0 = there is none."""
     pause: _builtins.bool
     """Finish the step, keep what the training is made of (rank 0), report it as `paused`, and end."""
+    move: _builtins.bool
+    """Rank 0: keep what the training is made of at the next step where all stand still, and report it as `moved`."""
+    placement: _builtins.int
+    """As `Task.placement`: who has orders of an earlier one asks for them anew, and goes on by those."""
     def __init__(
         self,
         *,
         stop: _builtins.bool = ...,
         generation: _builtins.int = ...,
         pause: _builtins.bool = ...,
+        move: _builtins.bool = ...,
+        placement: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "pause", b"pause", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "move", b"move", "pause", b"pause", "placement", b"placement", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1931,6 +2003,7 @@ class ReportCheckpointRequest(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """The worker's token."""
     checkpoint: _builtins.str
@@ -1939,6 +2012,8 @@ class ReportCheckpointRequest(_message.Message):
     """Steps that are done in it, over all epochs."""
     paused: _builtins.bool
     """Whether the worker goes no further, as it was told to pause."""
+    moved: _builtins.bool
+    """Whether the worker asks for new orders now, as it was told to move."""
     def __init__(
         self,
         *,
@@ -1946,10 +2021,11 @@ class ReportCheckpointRequest(_message.Message):
         checkpoint: _builtins.str = ...,
         step: _builtins.int = ...,
         paused: _builtins.bool = ...,
+        moved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "paused", b"paused", "step", b"step", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "moved", b"moved", "paused", b"paused", "step", b"step", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,6 +66,11 @@ class TrainingServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
                 _registered_method=True)
+        self.ResizeJob = channel.unary_unary(
+                '/tidemill.api.training.v1.TrainingService/ResizeJob',
+                request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResizeJobRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+                _registered_method=True)
         self.DeleteJob = channel.unary_unary(
                 '/tidemill.api.training.v1.TrainingService/DeleteJob',
                 request_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.DeleteJobRequest.SerializeToString,
@@ -151,6 +156,19 @@ class TrainingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeJob(self, request, context):
+        """Asks for other numbers of workers and parameter shards, and waits for nothing. A job that is at work goes on working:
+        at one step all its workers stand still, its parameters are moved to a new group on the new shards, and from that
+        step on the workers that there are then share each batch. No worker is restarted; those with the highest ranks leave,
+        rank 0 stays. Every sample is used once an epoch. With `all_reduce` the workers meet anew. `Job.resize` tells what is
+        asked for until it is done. FAILED_PRECONDITION (JOB_RESIZING) while another change is being made,
+        (JOB_NOT_RESIZABLE) when its training is over, or it is being paused, or is paused without rounds and would have
+        other workers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteJob(self, request, context):
         """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended.
         """
@@ -228,6 +246,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
             'ResumeJob': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeJob,
                     request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
+            ),
+            'ResizeJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeJob,
+                    request_deserializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResizeJobRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.SerializeToString,
             ),
             'DeleteJob': grpc.unary_unary_rpc_method_handler(
@@ -423,6 +446,33 @@ class TrainingService(object):
             target,
             '/tidemill.api.training.v1.TrainingService/ResumeJob',
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResumeJobRequest.SerializeToString,
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.training.v1.TrainingService/ResizeJob',
+            tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.ResizeJobRequest.SerializeToString,
             tidemill_dot_api_dot_training_dot_v1_dot_training__pb2.Job.FromString,
             options,
             channel_credentials,

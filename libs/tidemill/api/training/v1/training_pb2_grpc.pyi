@@ -57,6 +57,15 @@ class TrainingServiceStub:
     returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
     (JOB_NOT_PAUSED).
     """
+    ResizeJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResizeJobRequest, _training_pb2.Job]
+    """Asks for other numbers of workers and parameter shards, and waits for nothing. A job that is at work goes on working:
+    at one step all its workers stand still, its parameters are moved to a new group on the new shards, and from that
+    step on the workers that there are then share each batch. No worker is restarted; those with the highest ranks leave,
+    rank 0 stays. Every sample is used once an epoch. With `all_reduce` the workers meet anew. `Job.resize` tells what is
+    asked for until it is done. FAILED_PRECONDITION (JOB_RESIZING) while another change is being made,
+    (JOB_NOT_RESIZABLE) when its training is over, or it is being paused, or is paused without rounds and would have
+    other workers.
+    """
     DeleteJob: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]
     """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_training_pb2.WatchJobRequest, _training_pb2.Job]
@@ -104,6 +113,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
     returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
     (JOB_NOT_PAUSED).
+    """
+    ResizeJob: _aio.UnaryUnaryMultiCallable[_training_pb2.ResizeJobRequest, _training_pb2.Job]  # type: ignore[assignment]
+    """Asks for other numbers of workers and parameter shards, and waits for nothing. A job that is at work goes on working:
+    at one step all its workers stand still, its parameters are moved to a new group on the new shards, and from that
+    step on the workers that there are then share each batch. No worker is restarted; those with the highest ranks leave,
+    rank 0 stays. Every sample is used once an epoch. With `all_reduce` the workers meet anew. `Job.resize` tells what is
+    asked for until it is done. FAILED_PRECONDITION (JOB_RESIZING) while another change is being made,
+    (JOB_NOT_RESIZABLE) when its training is over, or it is being paused, or is paused without rounds and would have
+    other workers.
     """
     DeleteJob: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteJobRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a job that has ended, with its logs; what it registered stays. FAILED_PRECONDITION before it has ended."""
@@ -185,6 +203,21 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lets a paused job go on where it was, to the last bit, as soon as there is room; a job that goes on already is
         returned as it is. FAILED_PRECONDITION while it is still being paused (JOB_PAUSING), and when it has ended
         (JOB_NOT_PAUSED).
+        """
+
+    @_abc_1.abstractmethod
+    def ResizeJob(
+        self,
+        request: _training_pb2.ResizeJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Job, _abc.Awaitable[_training_pb2.Job]]:
+        """Asks for other numbers of workers and parameter shards, and waits for nothing. A job that is at work goes on working:
+        at one step all its workers stand still, its parameters are moved to a new group on the new shards, and from that
+        step on the workers that there are then share each batch. No worker is restarted; those with the highest ranks leave,
+        rank 0 stays. Every sample is used once an epoch. With `all_reduce` the workers meet anew. `Job.resize` tells what is
+        asked for until it is done. FAILED_PRECONDITION (JOB_RESIZING) while another change is being made,
+        (JOB_NOT_RESIZABLE) when its training is over, or it is being paused, or is paused without rounds and would have
+        other workers.
         """
 
     @_abc_1.abstractmethod
