@@ -320,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 CONSOLE.print(f"  ready after {time.monotonic() - began:.1f} s")
                 asyncio.run(show(stack, telemetry, files, options.epochs))
         except (DemoError, TidemillError) as error:
-            CONSOLE.print(f"\nThe demo failed: {error}", style="red", markup=False)
+            CONSOLE.print(f"\nThe demo failed: {error}", style="red", markup=False, soft_wrap=True)
             return 1
         except KeyboardInterrupt:
             CONSOLE.print("\nInterrupted; everything is stopped.")

@@ -35,8 +35,6 @@ from tidemill.clients.inference import InferenceClient
 from tidemill.clients.training import TrainingClient
 
 COMPOSE = Path(compose.__file__).parent / "docker-compose"
-WITHOUT_A_PROGRAM = {"collector", "jaeger"}
-"""Images that hold nothing that could ask for health; nothing waits for them."""
 OURS = ("registry", "artifacts", "parameters-0", "parameters-1", "training", "inference", "gateway")
 SERVED = {"registry": "7101", "artifacts": "7102", "training": "7103", "inference": "8001"}
 
@@ -77,17 +75,16 @@ def test_every_container_is_bounded_and_reachable_from_this_machine_alone(descri
         assert service["mem_limit"], name
         assert service["cpus"], name
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
-        if name not in WITHOUT_A_PROGRAM:
-            assert service["healthcheck"]["test"], name
+        assert service["healthcheck"]["test"], name
         if name not in OURS:
             assert ":latest" not in service["image"], name
             assert ":" in service["image"], name
 
 
 def test_services_wait_for_what_they_need(described: Any) -> None:
-    for name in OURS:
-        conditions = {needed["condition"] for needed in described["services"][name]["depends_on"].values()}
-        assert conditions == {"service_healthy"}, name
+    for name, service in described["services"].items():
+        conditions = {needed["condition"] for needed in service.get("depends_on", {}).values()}
+        assert conditions == ({"service_healthy"} if name in OURS or conditions else set()), name
 
 
 def test_what_is_kept_lies_in_volumes_with_names(described: Any) -> None:
@@ -116,10 +113,13 @@ def test_metrics_and_spans_have_somewhere_to_go(described: Any) -> None:
     contents = {name: yaml.safe_load(file["content"]) for name, file in described["configs"].items()}
     (job,) = contents["prometheus"]["scrape_configs"]
     targets = {target for group in job["static_configs"] for target in group["targets"]}
-    checked = {name: described["services"][name]["healthcheck"]["test"][3] for name in OURS}
-    ports = {name: re.findall(r"127\.0\.0\.1:(\d+)/readyz", check) for name, check in checked.items()}
+    checks = {name: described["services"][name]["healthcheck"]["test"][3] for name in OURS}
+    ports = {name: re.findall(r"127\.0\.0\.1:(\d+)/readyz", check) for name, check in checks.items()}
     assert targets == {f"{name}:{port}" for name, (port,) in ports.items()}
     collector = contents["collector"]
+    assert set(collector["service"]["extensions"]) == set(collector["extensions"])
+    checked = described["services"]["collector"]["healthcheck"]["test"][-1]
+    assert checked == f"http://{collector['extensions']['health_check']['endpoint']}/"
     for pipeline in collector["service"]["pipelines"].values():
         for kind in ("receivers", "processors", "exporters"):
             assert set(pipeline[kind]) <= set(collector[kind])
