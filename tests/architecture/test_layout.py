@@ -103,6 +103,10 @@ def test_stub_floors_match_the_generator() -> None:
     assert f'"protobuf>={protobuf.group(1)}"' in project
 
 
+def test_the_readme_can_be_read_in_one_go() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
 def test_what_is_installed_is_pinned() -> None:
     lines = (ROOT / "scripts/constraints.txt").read_text().splitlines()
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[^ ;]+", line) for line in lines)
