@@ -241,16 +241,21 @@ def show_predictions(x: np.ndarray, y: np.ndarray, answer: np.ndarray, rows: int
     CONSOLE.print(table)
 
 
-async def dataset(stack: Stack, folder: Path | None) -> pb.Dataset:
-    """The digits that scikit-learn carries, or MNIST from its IDX files, uploaded."""
-    if folder is None:
-        return pb.Dataset(builtin="digits")
+def mnist(folder: Path) -> dict[str, Path]:
+    """MNIST's four IDX files in `folder`, by name."""
     files = {}
     for name in MNIST:
         found = next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
         if found is None:
             raise DemoError(f"{folder} has no {name} (or {name}.gz)")
         files[found.name] = found
+    return files
+
+
+async def dataset(stack: Stack, files: dict[str, Path]) -> pb.Dataset:
+    """The digits that scikit-learn carries, or MNIST from its IDX files, uploaded."""
+    if not files:
+        return pb.Dataset(builtin="digits")
     async with ArtifactsClient(stack.addresses["TIDEMILL_ARTIFACTS_ADDRESS"]) as client:
         artifact = await client.create_artifact("dataset", files)
     return pb.Dataset(artifact=artifact.digest)
@@ -267,13 +272,13 @@ async def whole_trace(stack: Stack, trace_id: str) -> list[tracetree.Span]:
         await asyncio.sleep(0.05)
 
 
-async def show(stack: Stack, telemetry: Telemetry, options: argparse.Namespace) -> None:
+async def show(stack: Stack, telemetry: Telemetry, files: dict[str, Path], epochs: int) -> None:
     """Everything that happens while the platform runs."""
     tracer = telemetry.tracer
     with tracer.start_as_current_span("demo") as root:
         trace_id = trace.format_trace_id(root.get_span_context().trace_id)
         say(f"Training cnn with {WORKERS} workers and {SHARDS} parameter shards")
-        job = await train(stack, spec(await dataset(stack, options.data), options.epochs), tracer)
+        job = await train(stack, spec(await dataset(stack, files), epochs), tracer)
         result = job.result
         test = result.test
         CONSOLE.print(
@@ -309,12 +314,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack = Stack(data=Path(folder) / "data", port_offset=free_offset(), shards=SHARDS)
         telemetry = setup("demo", traces=f"file:{stack.traces}")
         try:
+            files = mnist(options.data) if options.data is not None else {}
             say("Starting the platform")
             with running(stack):
                 CONSOLE.print(f"  ready after {time.monotonic() - began:.1f} s")
-                asyncio.run(show(stack, telemetry, options))
+                asyncio.run(show(stack, telemetry, files, options.epochs))
         except (DemoError, TidemillError) as error:
-            CONSOLE.print(f"\nThe demo failed: {error}", style="red", markup=False)
+            CONSOLE.print(f"\nThe demo failed: {error}", style="red", markup=False, soft_wrap=True)
             return 1
         except KeyboardInterrupt:
             CONSOLE.print("\nInterrupted; everything is stopped.")

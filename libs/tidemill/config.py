@@ -121,8 +121,8 @@ def _help(field: "dataclasses.Field[Any]", prefix: str) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "none"
-    return str(value) if value not in ("", None) else "none"
+        return ",".join(map(str, value)) or "empty"
+    return str(value) if value not in ("", None) else "empty"
 
 
 def _type_name(hint: Any) -> str:

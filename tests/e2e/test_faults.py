@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
+from tests.support.datafiles import mnist_like, write_idx
 from tests.support.up import ROOT, Up, platform, processes_of
 from tests.support.wait import until
 from tidemill.api.training.v1 import training_pb2 as pb
@@ -165,9 +166,21 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_demo_says_what_mnist_lacks_before_it_starts_anything(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    assert done.returncode == 1
+    assert "has no train-images-idx3-ubyte" in done.stdout
+    assert "Starting" not in done.stdout
+
+
 def test_ctrl_c_on_the_demo_leaves_nothing(tmp_path: Path) -> None:
+    """It is interrupted while it learns from files as MNIST has them."""
+    mnist = tmp_path / "mnist"
+    mnist.mkdir()
+    write_idx(mnist, mnist_like(train=4000), packed=True)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "demo.py")],
+        [sys.executable, str(ROOT / "scripts" / "demo.py"), "--data", str(mnist)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -328,6 +328,11 @@ async def test_settings_that_lack_something_are_refused(
         S3Store.open(config(tmp_path, **{**s3_settings(s3_server, "bucket"), **settings}))
 
 
+def test_an_s3_server_is_not_for_a_directory(tmp_path: Path, s3_server: S3Server) -> None:
+    with pytest.raises(errors.Invalid, match="s3_endpoint"):
+        config(tmp_path, **{**s3_settings(s3_server, "bucket"), "store": "directory"})
+
+
 def test_secrets_are_not_shown(tmp_path: Path, s3_server: S3Server) -> None:
     settings = config(tmp_path, **s3_settings(s3_server, "bucket"))
     assert s3_server.secret_key not in repr(settings)

@@ -1,5 +1,6 @@
 """The compose file is valid, asks for its secrets, and gives every service an environment that works."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +20,7 @@ import compose
 import grpc
 import numpy as np
 import pytest
+import yaml
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as otlp_grpc
 
@@ -71,17 +75,59 @@ def test_every_container_is_bounded_and_reachable_from_this_machine_alone(descri
         assert service["mem_limit"], name
         assert service["cpus"], name
         assert all(port["host_ip"] == "127.0.0.1" for port in service.get("ports", [])), name
-        if name in OURS:
-            assert service["healthcheck"]["test"], name
-        else:
+        assert service["healthcheck"]["test"], name
+        if name not in OURS:
             assert ":latest" not in service["image"], name
             assert ":" in service["image"], name
 
 
 def test_services_wait_for_what_they_need(described: Any) -> None:
+    for name, service in described["services"].items():
+        conditions = {needed["condition"] for needed in service.get("depends_on", {}).values()}
+        assert conditions == ({"service_healthy"} if name in OURS or conditions else set()), name
+
+
+def test_what_is_kept_lies_in_volumes_with_names(described: Any) -> None:
+    kept = set()
+    for name, service in described["services"].items():
+        for volume in service.get("volumes", []):
+            assert volume["type"] == "volume", name
+            kept.add(volume["source"])
+        if name in OURS:
+            assert service["read_only"], name
+            data = [value for key, value in service["environment"].items() if key.endswith("_DATA")]
+            assert data == [volume["target"] for volume in service.get("volumes", [])], name
+    assert kept == set(described["volumes"])
+
+
+def test_one_image_recipe_makes_every_service(described: Any) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for name in OURS:
-        conditions = {needed["condition"] for needed in described["services"][name]["depends_on"].values()}
-        assert conditions == {"service_healthy"}, name
+        extra = described["services"][name]["build"]["args"]["EXTRA"]
+        assert extra == name.split("-")[0]
+        assert extra in extras
+    assert "\nARG EXTRA\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_metrics_and_spans_have_somewhere_to_go(described: Any) -> None:
+    contents = {name: yaml.safe_load(file["content"]) for name, file in described["configs"].items()}
+    (job,) = contents["prometheus"]["scrape_configs"]
+    targets = {target for group in job["static_configs"] for target in group["targets"]}
+    checks = {name: described["services"][name]["healthcheck"]["test"][3] for name in OURS}
+    ports = {name: re.findall(r"127\.0\.0\.1:(\d+)/readyz", check) for name, check in checks.items()}
+    assert targets == {f"{name}:{port}" for name, (port,) in ports.items()}
+    collector = contents["collector"]
+    assert set(collector["service"]["extensions"]) == set(collector["extensions"])
+    checked = described["services"]["collector"]["healthcheck"]["test"][-1]
+    assert checked == f"http://{collector['extensions']['health_check']['endpoint']}/"
+    for pipeline in collector["service"]["pipelines"].values():
+        for kind in ("receivers", "processors", "exporters"):
+            assert set(pipeline[kind]) <= set(collector[kind])
+    host, _, port = collector["exporters"]["otlp/jaeger"]["endpoint"].partition(":")
+    assert (host in described["services"], port) == (True, "4317")
+    taken = collector["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"].rpartition(":")[2]
+    for name in OURS:
+        assert described["services"][name]["environment"]["TIDEMILL_TRACES"] == f"otlp:collector:{taken}"
 
 
 class Containers:
@@ -111,6 +157,11 @@ class Containers:
             },
         }
         self._described = described
+
+    @property
+    def predict_address(self) -> str:
+        """Where the gateway serves `:predict`."""
+        return f"127.0.0.1:{self._extra['gateway']['TIDEMILL_GATEWAY_TFS_PORT']}"
 
     def environment(self, name: str) -> dict[str, str]:
         """What compose gives, with names replaced."""
@@ -206,7 +257,7 @@ async def test_the_services_work_with_the_environment_that_compose_gives_them(tm
         try:
             containers.start()
             await _use(containers)
-            wanted = {"registry", "artifacts", "parameters", "training", "inference", "worker"}
+            wanted = {"registry", "artifacts", "parameters", "training", "inference", "gateway", "worker"}
             await until(lambda: collector.services >= wanted, 30, f"spans of {wanted}, not {collector.services}")
         finally:
             statuses = containers.stop()
@@ -232,3 +283,15 @@ async def _use(containers: Containers) -> None:
         await until(lambda: inference.model_ready("iris"), 30)
         result = await inference.infer("iris", {"x": np.zeros((2, 4), "f4")})
     assert result.outputs["y"].shape == (2, 3)
+    jobs = await asyncio.to_thread(_rest, containers.addresses["gateway"], "/api/v1/jobs")
+    assert [listed["name"] for listed in jobs["jobs"]] == [job.name]
+    rows = {"instances": [[0.0] * 4] * 2}
+    answer = await asyncio.to_thread(_rest, containers.predict_address, "/v1/models/iris:predict", rows)
+    np.testing.assert_allclose(answer["predictions"], result.outputs["y"], atol=1e-6)
+
+
+def _rest(address: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{address}{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)

@@ -36,7 +36,7 @@ async def trained(count: int, workers: int, optimizer: str, **parameters: float)
 
 @pytest.mark.parametrize(
     ("optimizer", "workers", "counts"),
-    [("adamw", 1, [3]), ("adamw", 4, [2, 3]), *((optimizer, 2, [3]) for optimizer in OPTIMIZERS)],
+    [*(("adamw", workers, [2, 3]) for workers in (1, 2, 4)), *((optimizer, 2, [3]) for optimizer in OPTIMIZERS)],
 )
 async def test_the_number_of_shards_changes_no_bit(optimizer: str, workers: int, counts: list[int]) -> None:
     one = await trained(1, workers, optimizer, weight_decay=0.01)
@@ -83,7 +83,7 @@ def mean_gradient(model: torch.nn.Module, values: Array, inputs: torch.Tensor, t
     return flat(model, grad=True)
 
 
-@pytest.mark.parametrize("sizes", [(16, 16), (1, 20, 0, 11)])
+@pytest.mark.parametrize("sizes", [(32,), (16, 16), (1, 20, 0, 11)])
 async def test_many_workers_equal_one_with_the_whole_batch(sizes: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(11)
     inputs = torch.randn(32, 20, generator=generator)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ async def test_a_job_runs_and_its_result_is_registered(neighbours: World) -> Non
     assert version.artifact == done.result.artifact
     assert version.lineage.job == "jobs/first"
     assert list(version.lineage.dataset_digests) == ["d" * 64]
+    assert version.lineage.code_revision == f"tidemill {metadata.version('tidemill')}"
     assert version.lineage.traceparent == done.traceparent != ""
     assert version.metrics["accuracy"] == 0.75
     assert version.metrics["parity"] == 1e-6

@@ -14,7 +14,7 @@ class ServerConfig:
     host: str = setting("address to listen on", "127.0.0.1", env="TIDEMILL_HOST")
     port: int = setting("gRPC port; 0 = a free one", 0)
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 0)
-    advertise: str = setting("host:port that others reach this process at; none = host and port", "")
+    advertise: str = setting("host:port that others reach this process at; empty = host and port", "")
     allow_insecure_bind: bool = setting(
         "listen on other addresses than loopback, without TLS, and let everybody in: closed networks only",
         False,
@@ -33,7 +33,7 @@ class ServerConfig:
     trace_sample: float = setting("part of new traces that are kept, 0 to 1", 1.0, env="TIDEMILL_TRACE_SAMPLE")
     log_level: str = setting("lowest level logged", "INFO", env="TIDEMILL_LOG_LEVEL")
     log_style: str = setting("json or text", "json", env="TIDEMILL_LOG_STYLE")
-    announce_file: str = setting("file to write the chosen ports to, as JSON, once ready; none = off", "")
+    announce_file: str = setting("file to write the chosen ports to, as JSON, once ready; empty = off", "")
 
     def __post_init__(self) -> None:
         for field in ("port", "ops_port"):

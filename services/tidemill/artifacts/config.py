@@ -14,7 +14,7 @@ class ArtifactsConfig(ServerConfig):
     port: int = setting("gRPC port; 0 = a free one", 7102)
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 9102)
     registry_address: str = setting(
-        "host:port of the registry to announce this process to, and whose model versions are protected; none = do not",
+        "host:port of the registry to announce this process to, and whose model versions are protected; empty = do not",
         "127.0.0.1:7101",
         env="TIDEMILL_REGISTRY_ADDRESS",
     )
@@ -37,7 +37,7 @@ class ArtifactsConfig(ServerConfig):
     s3_bucket: str = setting("bucket for all objects; no other service process may use it", "tidemill")
     s3_region: str = setting("region of the bucket", "us-east-1")
     s3_secure: bool = setting("speak TLS with the S3 server", True)
-    s3_ca_file: str = setting("certificate authorities to trust, a PEM file; none = the usual ones", "")
+    s3_ca_file: str = setting("certificate authorities to trust, a PEM file; empty = the usual ones", "")
     s3_create_bucket: bool = setting("create the bucket when it does not exist", False)
     s3_timeout: float = setting("seconds without an answer after which a request to S3 is given up", 20.0)
     s3_access_key: str = setting("access key of the S3 server", "", secret=True)
@@ -60,3 +60,5 @@ class ArtifactsConfig(ServerConfig):
                 raise invalid(field, "must be positive")
         if self.min_free_bytes < 0:
             raise invalid("min_free_bytes", "must not be negative")
+        if self.s3_endpoint and self.store == "directory":
+            raise invalid("s3_endpoint", "is of use only with another store than directory, such as s3")

@@ -30,7 +30,7 @@ class GatewayConfig(ServerConfig):
         False,
     )
     allowed_hosts: tuple[str, ...] = setting(
-        "names that the Host header may carry besides this machine's own; with allow_insecure_bind none = any", ()
+        "names that the Host header may carry besides this machine's own; with allow_insecure_bind empty = any", ()
     )
     timeout_seconds: float = setting("longest time of a request that does not stream, unless it asks for less", 30.0)
     max_body_mib: int = setting("largest body of an inference request, in MiB; uploads have no limit here", 64)

@@ -29,7 +29,7 @@ class InferenceConfig(ServerConfig):
     data: str = setting("directory of the model cache and of what was served last; not used with a repository", "")
 
     model_repository: str = setting(
-        "directory of models in Triton's layout, to serve in place of what the registry says; none = the registry", ""
+        "directory of models in Triton's layout, to serve in place of what the registry says; empty = the registry", ""
     )
     model_control: str = setting(
         "when models of the repository come and go: none (all at the start), poll (as it changes) or explicit "

@@ -15,7 +15,7 @@ class Config(ServerConfig):
     ops_port: int = setting("HTTP port of /metrics, /healthz and /readyz; 0 = a free one", 9104)
     shard: int = setting("number of this process among the shards, for its instance name and label", 0)
     registry_address: str = setting(
-        "host:port of the registry to announce this process to; none = do not",
+        "host:port of the registry to announce this process to; empty = do not",
         "127.0.0.1:7101",
         env="TIDEMILL_REGISTRY_ADDRESS",
     )
@@ -35,7 +35,7 @@ class Config(ServerConfig):
     shared_memory: bool = setting(
         "whether workers on this host share memory with this shard, in place of messages", True
     )
-    data: str = setting("data directory, for groups that outlive this process; none = there are no such groups", "")
+    data: str = setting("data directory, for groups that outlive this process; empty = there are no such groups", "")
     log_bytes: int = setting(
         "bytes of steps in the log of a group after which its whole state is written anew; at least 4 times its size",
         256 << 20,

@@ -19,10 +19,10 @@ class RegistryConfig(ServerConfig):
         "where everything is kept: sqlite:FILE, sqlite:///ABSOLUTE/FILE, sqlite::memory: or etcd://HOST:PORT,HOST:PORT",
         "sqlite:tidemill-data/registry.db",
     )
-    store_user: str = setting("user of etcd; none = no login", "", secret=True)
+    store_user: str = setting("user of etcd; empty = no login", "", secret=True)
     store_password: str = setting("password of etcd", "", secret=True)
     store_tls: bool = setting("encrypt the way to etcd", False)
-    store_ca: str = setting("PEM file of who signed etcd's certificates; none = whom the system trusts", "")
+    store_ca: str = setting("PEM file of who signed etcd's certificates; empty = whom the system trusts", "")
     store_cert: str = setting("PEM file of the own certificate for etcd", "")
     store_key: str = setting("PEM file of the key of the own certificate", "")
     event_retention: int = setting("newest events of the log that are kept at least", 100_000)

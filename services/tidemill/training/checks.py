@@ -13,6 +13,7 @@ from tidemill.errors import Invalid
 from tidemill.schedules.base import Schedule
 from tidemill.training import datasets, models, optimizers, strategies
 from tidemill.training.datasets import builtin
+from tidemill.training.datasets.base import Options, Reader
 from tidemill.training.models.base import Model
 from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
 from tidemill.training.strategies.base import CONSTANT, Strategy
@@ -183,12 +184,21 @@ def _dataset(check: "_Problems", dataset: Dataset) -> Dataset:
         check.one_of("spec.dataset.builtin", dataset.builtin, tuple(builtin.CATALOGUE))
     else:
         check.digest("spec.dataset.artifact", dataset.artifact)
-        if dataset.format:
-            check.one_of("spec.dataset.format", dataset.format, FORMATS)
+        if dataset.format and check.one_of("spec.dataset.format", dataset.format, FORMATS):
+            _columns(check, dataset)
         if dataset.text_column and dataset.text_column == (dataset.label_column or "label"):
             check.add("spec.dataset.text_column", "must be another column than the label's")
         return dataclasses.replace(dataset, label_column=dataset.label_column or "label")
     return dataset
+
+
+def _columns(check: "_Problems", dataset: Dataset) -> None:
+    """Names of columns are for formats that have some."""
+    default = Options()
+    if not plugins.load(datasets, dataset.format, Reader).has_columns:
+        for field in ("label_column", "text_column"):
+            if getattr(dataset, field) not in ("", getattr(default, field)):
+                check.add(f"spec.dataset.{field}", f"is for tables: {dataset.format} has no columns")
 
 
 def _split(check: "_Problems", split: Split) -> Split:

@@ -20,9 +20,9 @@ class TrainingConfig(ServerConfig):
         "where jobs are kept: sqlite:FILE, sqlite:///ABSOLUTE/FILE, sqlite::memory: or etcd://HOST:PORT,HOST:PORT",
         "sqlite:tidemill-data/training.db",
     )
-    store_user: str = setting("user of etcd; none = no login", "", secret=True)
+    store_user: str = setting("user of etcd; empty = no login", "", secret=True)
     store_password: str = setting("password of etcd", "", secret=True)
-    store_ca: str = setting("PEM file of who signed etcd's certificates; none = no TLS", "")
+    store_ca: str = setting("PEM file of who signed etcd's certificates; empty = no TLS", "")
     store_cert: str = setting("PEM file of the own certificate for etcd", "")
     store_key: str = setting("PEM file of the key of the own certificate", "")
     registry_address: str = setting("host:port of the registry", "127.0.0.1:7101", env="TIDEMILL_REGISTRY_ADDRESS")
@@ -35,7 +35,7 @@ class TrainingConfig(ServerConfig):
     lease_seconds: float = setting("seconds after which another training service takes over from a silent one", 5.0)
     launcher: str = setting("what starts workers: local, or ray for the machines of a Ray cluster", "local")
     launcher_options: tuple[str, ...] = setting("what that launcher alone is told, as name=value; see the README", ())
-    worker_command: tuple[str, ...] = setting("program and arguments of a worker; none = this Python's", ())
+    worker_command: tuple[str, ...] = setting("program and arguments of a worker; empty = this Python's", ())
     worker_threads: int = setting("threads that a worker computes with", 1)
     worker_start_seconds: float = setting("longest silence of a worker after its start", 120.0)
     worker_silence_seconds: float = setting("longest silence of a worker later on", 30.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -115,7 +116,7 @@ def new_version(job: Job) -> NewVersion:
         metrics={**result.test.values(), "parity": result.parity},
         job=job.name,
         dataset_digest=result.dataset_digest,
-        code_revision=job.spec.code_revision,
+        code_revision=job.spec.code_revision or f"tidemill {metadata.version('tidemill')}",
         traceparent=job.traceparent,
         tags=tags,
         request_id=f"job-{job.uid}",

@@ -161,9 +161,14 @@ async def test_ctrl_c_is_status_130_without_a_word(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "predict", "digits", str(fifo), stderr=asyncio.subprocess.PIPE, env=environment()
     )
-    with await asyncio.to_thread(fifo.open, "w"):  # the command has begun to read
-        process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 20)
+    try:
+        with await asyncio.to_thread(fifo.open, "w"):  # the command has begun to read
+            process.send_signal(signal.SIGINT)
+            _, err = await asyncio.wait_for(process.communicate(), 60)
+    finally:
+        if process.returncode is None:  # a failure here is no other test's
+            process.kill()
+            await process.communicate()
     assert (process.returncode, err) == (130, b"")
 
 

@@ -96,6 +96,22 @@ async def test_train_together(training: Any) -> None:
         assert "--clip-norm" in err
 
 
+async def test_train_says_what_is_held_out_and_where_it_comes_from(training: Any) -> None:
+    scripted, variables = training
+    play(scripted, succeeded())
+    flags = [
+        *("--validation", "0.2", "--test", "0.25", "--patience", "3", "--min-delta", "0.01", "--code-revision", "r7"),
+        *("--label-column", "kind", "--text-column", "words"),
+    ]
+    status, _, err = await run(*TRAIN, *flags, **variables)
+    assert (status, err) == (0, "")
+    spec = scripted.requests[0].spec
+    assert (spec.split.validation, spec.split.test) == (0.2, 0.25)
+    assert (spec.early_stopping.patience, spec.early_stopping.min_delta) == (3, 0.01)
+    assert spec.code_revision == "r7"
+    assert (spec.dataset.label_column, spec.dataset.text_column) == ("kind", "words"), "for the service to refuse"
+
+
 async def test_train_for_programs(training: Any) -> None:
     scripted, variables = training
     play(scripted, job(State.STATE_RUNNING, done=1), succeeded())

@@ -46,6 +46,8 @@ def test_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for variable in ("TIDEMILL_TOY_SIZE", "TIDEMILL_TOY_PASSWORD", "TIDEMILL_TOY_PORT", "TIDEMILL_HOST"):
         assert variable in shown
+    assert "(default empty; TIDEMILL_TOY_NAMES)" in shown
+    assert "(default none; TIDEMILL_TRACES)" in shown, "which is a word that this setting knows"
 
 
 @pytest.mark.parametrize(

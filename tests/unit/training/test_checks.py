@@ -31,6 +31,8 @@ def test_what_is_left_out_gets_its_default() -> None:
     assert done.durability == Durability(mode="none")
     assert complete(done) == done, "what is complete stays as it is"
     assert complete(replace(GOOD, dataset=ARTIFACT)).dataset.label_column == "label"
+    arrays = complete(replace(GOOD, dataset=replace(ARTIFACT, format="npz")))
+    assert complete(arrays) == arrays
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,9 @@ def test_what_is_left_out_gets_its_default() -> None:
         ({"dataset": replace(ARTIFACT, format="builtin")}, "spec.dataset.format"),
         ({"dataset": replace(ARTIFACT, text_column="label")}, "spec.dataset.text_column"),
         ({"dataset": replace(ARTIFACT, label_column="x\ny")}, "spec.dataset.label_column"),
+        ({"dataset": replace(ARTIFACT, format="npz", text_column="t")}, "spec.dataset.text_column"),
+        ({"dataset": replace(ARTIFACT, format="idx", label_column="kind")}, "spec.dataset.label_column"),
+        ({"dataset": Dataset(builtin="iris", label_column="kind")}, "spec.dataset.label_column"),
         ({"split": Split(validation=0.6)}, "spec.split.validation"),
         ({"split": Split(test=-0.1)}, "spec.split.test"),
         ({"split": Split(validation=0.5, test=0.5)}, "spec.split"),

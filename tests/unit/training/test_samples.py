@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from tidemill.errors import Invalid
 from tidemill.training import datasets
 from tidemill.training.datasets import builtin
 from tidemill.training.datasets.base import Options, Reader
-from tidemill.training.worker.preparation import guess
+from tidemill.training.spec import Component, Dataset, JobSpec
+from tidemill.training.worker.preparation import guess, read
 
 
 @pytest.mark.parametrize("name", list(builtin.CATALOGUE))
@@ -49,6 +51,17 @@ def test_the_format_is_guessed_by_names(names: list[str], wanted: str) -> None:
 def test_names_that_fit_no_format_are_refused(names: list[str]) -> None:
     with pytest.raises(Invalid, match="no known format"):
         guess({name: Path(name) for name in names})
+
+
+@pytest.mark.parametrize("columns", [{"text_column": "t"}, {"label_column": "kind"}])
+def test_columns_are_for_tables(tmp_path: Path, columns: dict[str, str]) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, x=np.zeros((4, 2), "f4"), y=np.array([0, 1, 0, 1]))
+    source = Dataset(artifact="a" * 64, label_column="label")
+    files = {path.name: path}
+    assert len(read(JobSpec(model=Component(name="mlp"), dataset=source), files, 1 << 20).samples) == 4
+    with pytest.raises(Invalid, match="npz have no columns"):
+        read(JobSpec(model=Component(name="mlp"), dataset=replace(source, **columns)), files, 1 << 20)
 
 
 def test_plug_ins_are_imported_without_torch_or_scikit_learn() -> None:

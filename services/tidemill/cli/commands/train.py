@@ -12,7 +12,7 @@ from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.cli import connection, curve, files, progress, together
 from tidemill.cli.commands.base import Command
 from tidemill.cli.output import print_fields, print_json, to_json, warn
-from tidemill.cli.values import assignment, picture, whole
+from tidemill.cli.values import assignment, number, picture, whole
 from tidemill.cli.views import quality
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.training import TrainingClient
@@ -92,12 +92,29 @@ def _training(group: Group) -> None:
         ("--restarts", 0, 3, "times a dead worker is replaced"),
     ):
         group.add_argument(flag, type=whole(low), default=default, metavar="N", help=f"{help} (%(default)s)")
+    group.add_argument(
+        "--min-delta",
+        type=number(0.0),
+        default=0.0,
+        metavar="X",
+        help="change of the validation loss that counts as improvement; 0 = any",
+    )
+    for flag, what in (("--validation", "choosing the best epoch"), ("--test", "the final measurement")):
+        group.add_argument(
+            flag, type=number(0.0), default=0.0, metavar="PART", help=f"part of the samples for {what}; 0 = 0.1"
+        )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (%(default)s)")
 
 
 def _result(group: Group) -> None:
     group.add_argument("--register", default="", metavar="MODEL", help="register the result under this name")
     group.add_argument("--alias", default="", help="point this alias at the new version")
+    group.add_argument(
+        "--code-revision",
+        default="",
+        metavar="TEXT",
+        help="revision of your code, for the lineage; without it Tidemill's own release",
+    )
     group.add_argument("--job", default="", help="identifier of the job; chosen by the server when left out")
     group.add_argument("--plot", type=picture, metavar="FILE", help="write the learning curve there: PNG, SVG or PDF")
     group.add_argument("--no-wait", action="store_true", help="return as soon as the job exists")
@@ -147,17 +164,14 @@ def _is_builtin(given: Sequence[str]) -> bool:
 
 
 async def _dataset(options: argparse.Namespace, where: connection.Connection, telemetry: Telemetry) -> dict[str, Any]:
-    """A built-in name as it is; files are uploaded as an artifact."""
+    """A built-in name as it is; files are uploaded as an artifact. What does not fit is for the service to refuse."""
+    columns = {"label_column": options.label_column, "text_column": options.text_column}
     if _is_builtin(options.dataset):
-        return {"builtin": options.dataset[0]}
+        return {"builtin": options.dataset[0], **columns}
     given: dict[str, Path] = files.by_name(options.dataset)
     async with where.client("artifacts", ArtifactsClient, tracer=telemetry.tracer) as client:
         artifact = await client.create_artifact("dataset", given)
-    return {
-        "artifact": artifact.digest,
-        "label_column": options.label_column,
-        "text_column": options.text_column,
-    }
+    return {"artifact": artifact.digest, **columns}
 
 
 def _spec(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any]:
@@ -170,9 +184,11 @@ def _spec(options: argparse.Namespace, dataset: dict[str, Any]) -> dict[str, Any
         "epochs": options.epochs,
         "batch_size": options.batch_size,
         "seed": options.seed,
-        "early_stopping": {"patience": options.patience},
+        "split": {"validation": options.validation, "test": options.test},
+        "early_stopping": {"patience": options.patience, "min_delta": options.min_delta},
         "register_as": f"models/{options.register}" if options.register else "",
         "alias": options.alias,
+        "code_revision": options.code_revision,
         "max_restarts": options.restarts,
         **together.spec(options),
     }

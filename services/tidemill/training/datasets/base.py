@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from tidemill.errors import Invalid
 from tidemill.training.samples import Dataset, bad
@@ -29,6 +30,9 @@ class Reader(ABC):
     Uploads are data of strangers: nothing in them is executed, declared sizes are checked before anything is
     allocated, and whatever is wrong is `Invalid`.
     """
+
+    has_columns: ClassVar[bool] = False
+    """Whether samples are rows of a table with named columns; formats without them take no names of columns."""
 
     @classmethod
     @abstractmethod

@@ -26,6 +26,8 @@ _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
 class Csv(Reader):
     """A table with a header line, a label column, and columns of numbers or one of text."""
 
+    has_columns = True
+
     @classmethod
     def accepts(cls, names: Sequence[str]) -> bool:
         """One file `*.csv`."""

@@ -50,7 +50,10 @@ def read(spec: JobSpec, files: Mapping[str, Path], limit: int) -> Dataset:
         limit=limit,
     )
     name = "builtin" if source.builtin else source.format or guess(files)
-    return plugins.load(datasets, name, Reader).read(files, options)
+    reader = plugins.load(datasets, name, Reader)
+    if not reader.has_columns and (options.text_column or options.label_column != Options().label_column):
+        raise bad(f"files of the format {name} have no columns to choose from")
+    return reader.read(files, options)
 
 
 def guess(files: Mapping[str, Path]) -> str:

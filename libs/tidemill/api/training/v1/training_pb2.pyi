@@ -256,7 +256,9 @@ class JobSpec(_message.Message):
     max_restarts: _builtins.int
     """Times a dead worker is replaced, over the whole job, 0 to 100; 0 = never, not set = 3."""
     code_revision: _builtins.str
-    """Revision of the code that asks for the training, recorded as lineage; at most 128 characters."""
+    """Revision of the code that asks for the training, recorded as lineage; at most 128 characters. Empty = the release of
+    Tidemill that trained.
+    """
     checkpoint_steps: _builtins.int
     """Steps between two checkpoints of strategies whose workers hold the state of the training (`all_reduce`), beside the
     one at the end of each epoch, 0 to 1000000000; 0 = only those.
