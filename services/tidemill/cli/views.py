@@ -32,6 +32,12 @@ def show_jobs(jobs: Iterable[training.Job]) -> None:
     print_table(columns, rows, fold=["job", "version"], empty="no jobs")
 
 
+def _becoming(job: training.Job) -> str:
+    if not job.HasField("resize"):
+        return ""
+    return f"{counted(job.resize.workers, 'worker')}, {counted(job.resize.shards, 'shard')}"
+
+
 def show_job(job: training.Job) -> None:
     """Everything about one job."""
     total = job.progress.epochs * job.progress.steps_per_epoch
@@ -43,6 +49,7 @@ def show_job(job: training.Job) -> None:
             ("waiting", job.waiting),
             ("model", job.spec.model.name),
             ("runs on", f"{counted(job.spec.workers, 'worker')}, {counted(job.spec.shards, 'shard')}"),
+            ("is getting", _becoming(job)),
             ("step", f"{job.progress.step} of {total}" if total else ""),
             ("samples", job.progress.samples or ""),
             ("replaced", counted(job.restarts, "worker") if job.restarts else ""),
