@@ -456,7 +456,7 @@ async def test_every_method_is_served(serving: Serving) -> None:
         "RepositoryModelLoad": "UNAVAILABLE",
         "RepositoryModelUnload": "UNAVAILABLE",
         "SystemSharedMemoryRegister": "UNIMPLEMENTED",
-        "CudaSharedMemoryRegister": "INVALID_ARGUMENT",
+        "CudaSharedMemoryRegister": "UNIMPLEMENTED",
     }
 
 

@@ -69,7 +69,7 @@ def server(control: Control) -> Iterator[OipServer]:
         ),
     }
     others = {"waiting": Model({1: Status(State.LOADING)})}
-    with oip_server(versions, control=control, share=True, sample=0.0, others=others) as running:
+    with oip_server(versions, control=control, share=True, cuda=lambda: None, sample=0.0, others=others) as running:
         yield running
 
 

@@ -62,7 +62,7 @@ class InferenceConfig(ServerConfig):
         "answer requests with typed elements by typed elements, as clients of KServe and MLServer expect", False
     )
     allow_client_shm: bool = setting(
-        "let clients on this host name shared memory to read tensors from and write them to", False
+        "let clients on this host name shared memory, also of GPUs, to read tensors from and write them to", False
     )
     response_cache_bytes: int = setting(
         "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 0
