@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.support import onnxmodels
+from tests.support import onnxmodels, torchmodels
 from tests.support.clock import ManualClock
 from tests.support.modelfolders import ONNX, Control, Folder, ensemble, factor, serve_folder, settings
+from tests.support.torchmodels import BATCH
 from tests.support.wait import until
 from tidemill.errors import Invalid, NotFound, Unavailable
 
@@ -35,6 +37,25 @@ async def test_serves_a_directory_without_configurations(folder: Folder) -> None
                 await call
             assert refused.value.message == "explicit model load / unload is not allowed if polling is enabled"
         await repository.close()
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.pt2"])
+async def test_serves_pytorch_models_without_configurations(folder: Folder, file: str) -> None:
+    scale, x = torchmodels.Scale(), torchmodels.rows(2, 3)
+    data = torchmodels.traced(scale, x) if file == "model.pt" else torchmodels.exported(scale, (x,), ({0: BATCH},))
+    folder.put("plain", {f"1/{file}": data})
+    async with serve_folder(folder.root) as serving:
+        metadata = await serving.client.metadata("plain")
+        assert [(one.name, one.datatype, list(one.shape)) for one in metadata.inputs] == [("x", "FP32", [-1, 3])]
+        assert [(one.name, one.datatype, list(one.shape)) for one in metadata.outputs] == [
+            ("OUTPUT__0", "FP32", [-1, 3])
+        ]
+        repository = Control(serving.app.address)
+        config = await repository.config("plain")
+        assert (config.backend, config.max_batch_size, list(config.input[0].dims)) == ("pytorch", 4, [3])
+        await repository.close()
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        assert (await serving.client.infer("plain", {"x": rows})).outputs["OUTPUT__0"].tolist() == (2 * rows).tolist()
 
 
 async def test_version_policies(folder: Folder) -> None:
