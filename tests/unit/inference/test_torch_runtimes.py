@@ -218,6 +218,20 @@ def test_the_signature_of_a_script_has_the_dimension_of_the_batch_and_reshaped_o
     assert runtime.signature.inputs == (TensorSpec("x", DataType.FP32, (-1, 2, 2)),)
 
 
+def test_exported_models_load_at_the_same_time() -> None:
+    data = exported_sums()
+    with ThreadPoolExecutor(4) as pool:
+        runtimes = list(pool.map(export, [data] * 8))
+    assert {runtime.signature.inputs for runtime in runtimes} == {runtimes[0].signature.inputs}
+
+
+def test_scripts_load_at_the_same_time() -> None:
+    data = traced(Sums(), rows(1, 2), rows(1, 2))
+    with ThreadPoolExecutor(4) as pool:
+        runtimes = list(pool.map(lambda _: TorchscriptRuntime.load({"m.pt": data}, Settings(trusted=True)), range(8)))
+    assert {runtime.signature.inputs for runtime in runtimes} == {runtimes[0].signature.inputs}
+
+
 class Flat(torch.nn.Module):
     """All elements in one row."""
 
