@@ -1,7 +1,9 @@
 """A server over a directory of models."""
 
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -10,6 +12,8 @@ from tests.support.clock import ManualClock
 from tests.support.modelfolders import ONNX, Control, Folder, ensemble, factor, serve_folder, settings
 from tests.support.torchmodels import BATCH
 from tests.support.wait import until
+from tidemill.api.compat.inference import service_pb2 as pb
+from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.errors import Invalid, NotFound, Unavailable
 
 
@@ -56,6 +60,21 @@ async def test_serves_pytorch_models_without_configurations(folder: Folder, file
         await repository.close()
         rows = np.arange(12, dtype=np.float32).reshape(4, 3)
         assert (await serving.client.infer("plain", {"x": rows})).outputs["OUTPUT__0"].tolist() == (2 * rows).tolist()
+
+
+async def test_answers_are_kept_of_models_that_ask_for_it(folder: Folder) -> None:
+    for name, asks in (("kept", "response_cache { enable: true }"), ("fresh", "")):
+        folder.version(name, 1, onnxmodels.scale(2), f"{ONNX}{asks}")
+    found = {}
+    async with serve_folder(folder.root) as serving, grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub: Any = pg.GRPCInferenceServiceStub(channel)
+        for name in ("kept", "fresh"):
+            for _ in range(3):
+                assert await factor(serving, name) == (2, "1")
+            (books,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name=name))).model_stats
+            told = books.inference_stats
+            found[name] = (books.execution_count, told.success.count, told.cache_hit.count, told.cache_miss.count)
+    assert found == {"kept": (1, 3, 2, 1), "fresh": (3, 3, 0, 0)}
 
 
 async def test_version_policies(folder: Folder) -> None:

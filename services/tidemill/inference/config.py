@@ -39,6 +39,12 @@ class InferenceConfig(ServerConfig):
     load_models: tuple[str, ...] = setting("models to load at the start with explicit control; * = all", ())
     poll_seconds: float = setting("time from one look at the repository to the next", 15.0)
 
+    trust_jobs: bool = setting(
+        "load code, as TorchScript and torch.export hold it, of versions that the registry says a job has made; only "
+        "where nobody but the training service can make versions there",
+        False,
+    )
+
     server_name: str = setting("name of the server in the metadata of the Open Inference Protocol", "tidemill")
     default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
     fronts: int = setting(
@@ -65,7 +71,7 @@ class InferenceConfig(ServerConfig):
         "let clients on this host name shared memory, also of GPUs, to read tensors from and write them to", False
     )
     response_cache_bytes: int = setting(
-        "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 0
+        "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 64 << 20
     )
     max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
 
