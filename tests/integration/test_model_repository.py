@@ -15,6 +15,7 @@ from tests.support.wait import until
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.errors import Invalid, NotFound, Unavailable
+from tidemill.inference.config import LARGEST_MESSAGE
 
 
 @pytest.fixture
@@ -226,6 +227,14 @@ async def test_polls(folder: Folder) -> None:
         assert await factor(serving, "m") == (3, "2")
         with pytest.raises(NotFound, match="Request for unknown model: 'new' is not found"):
             await factor(serving, "new")
+
+
+async def test_messages_as_large_as_clients_may_send_them(folder: Folder) -> None:
+    folder.version("m", 1, onnxmodels.scale(2))
+    with pytest.raises(Invalid, match="max_message_bytes"):
+        settings(folder.root, max_message_bytes=LARGEST_MESSAGE + 1)
+    async with serve_folder(folder.root, max_message_bytes=LARGEST_MESSAGE) as serving:
+        assert await factor(serving, "m") == (2, "1")
 
 
 async def test_no_such_repository(tmp_path: Path) -> None:

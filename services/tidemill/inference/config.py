@@ -8,6 +8,9 @@ from tidemill.config import available_cores, setting
 from tidemill.errors import invalid
 from tidemill.rpc.config import ServerConfig
 
+LARGEST_MESSAGE = 2047 << 20
+"""What protobuf's messages can hold, with room for what a message has beside its tensors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceConfig(ServerConfig):
@@ -127,6 +130,8 @@ class InferenceConfig(ServerConfig):
         ):
             if getattr(self, field) < 0:
                 raise invalid(field, "must not be negative")
+        if self.max_message_bytes > LARGEST_MESSAGE:
+            raise invalid("max_message_bytes", f"must be at most {LARGEST_MESSAGE}")
         if self.stream_idle_seconds <= 0:
             raise invalid("stream_idle_seconds", "must be positive")
         if not self.providers:
