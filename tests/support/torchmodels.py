@@ -42,7 +42,8 @@ def traced(module: torch.nn.Module, *args: torch.Tensor, strict: bool = True) ->
     data = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
-        torch.jit.save(torch.jit.trace(module.eval(), args, strict=strict), data)
+        made = torch.jit.trace(module.eval(), args, strict=strict)  # type: ignore[no-untyped-call]
+        torch.jit.save(made, data)
     return data.getvalue()
 
 

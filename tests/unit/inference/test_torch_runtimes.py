@@ -261,7 +261,7 @@ def test_a_traced_model_tells_its_signature() -> None:
         TensorSpec("OUTPUT__0", DataType.FP64, (FREE, 2)),
         TensorSpec("OUTPUT__1", DataType.FP64, (FREE, 2)),
     )
-    given = {"a": X, "b": X.astype(np.float64)}
+    given: dict[str, Array] = {"a": X, "b": X.astype(np.float64)}
     assert [array.tolist() for array in runtime.run(given, ["OUTPUT__1", "OUTPUT__0"])] == [
         (X - X).tolist(),
         (X + X).tolist(),
