@@ -197,7 +197,8 @@ async def test_an_infer_stream_takes_binary_tensors_and_tells_of_errors(
     inference.streamed = [MODEL_FAILED]
     answer = await http.post("/v2/models/m/infer_stream", json=INFER)
     assert (answer.status_code, events(answer)) == (500, [{"error": "the model failed"}])
-    for body in ({"inputs": 1}, [], {"inputs": [{**tensor, "shape": [-1]}]}):
+    bad: list[Any] = [{"inputs": 1}, [], {"inputs": [{**tensor, "shape": [-1]}]}]
+    for body in bad:
         answer = await http.post("/v2/models/m/infer_stream", json=body)
         assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
 

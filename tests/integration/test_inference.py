@@ -161,7 +161,7 @@ async def test_bad_versions_are_never_served(
 async def test_only_jobs_may_make_versions_that_hold_code_and_only_where_that_is_set(platform: Platform) -> None:
     data = torchmodels.exported(torchmodels.Scale(), (torchmodels.rows(2, 2),), ({0: torchmodels.BATCH},))
     config = b'backend: "pytorch" max_batch_size: 8'
-    made = {"format": "torchexport", "lineage": pb.Lineage(job="jobs/j")}
+    made: dict[str, Any] = {"format": "torchexport", "lineage": pb.Lineage(job="jobs/j")}
     await platform.publish("scale", {"model.pt2": data}, **made)
     await platform.publish("configured", {"model.pt2": data, "config.pbtxt": config}, **made)
     await platform.publish("someones", {"model.pt2": data}, format="torchexport")
