@@ -423,6 +423,17 @@ def test_shared_memory(server: OipServer, memory: Path, key: str) -> None:
     }
 
 
+def test_inputs_in_shared_memory_are_not_typed(key: str) -> None:
+    echo = configuration("echo", [tensor("n", INT, (4,))], [tensor("y", INT, (4,))])
+    with oip_server({("echo", 1): (echo, Talker())}, mirror=True, share=True) as mirroring:
+        register(mirroring, "in", key, 16)
+        sent: Any = pb.ModelInferRequest(model_name="echo")
+        shared(sent.inputs.add(name="n", datatype="INT32", shape=[4]), "in", 16)
+        answer = mirroring.stub.ModelInfer(sent)
+        assert list(answer.raw_output_contents) == [bytes(16)]
+        assert not answer.outputs[0].HasField("contents")
+
+
 def test_labels_in_shared_memory(server: OipServer, memory: Path) -> None:
     sent = request("score", x=floats([0.25, 0.5]))
     output = sent.outputs.add(name="y")
