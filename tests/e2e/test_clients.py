@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from tests.support.clients import Served, failures, outcomes, served
+from tests.support.cudastandin import compile_standin, opened
 from tests.support.nodepackages import node_modules
+from tests.support.up import processes_of
 from tests.support.venvs import ROOT
 from tidemill.api.compat.inference import service_pb2 as pb
 from tidemill.api.compat.inference import service_pb2_grpc as pg
@@ -95,3 +98,16 @@ def _ask(server: Served, request: Any) -> Any:
     """The answer, over a connection of its own."""
     with grpc.insecure_channel(server.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         return pg.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=20)
+
+
+def test_tritonclient_with_memory_of_gpus(tmp_path: Path) -> None:
+    """CUDA's library is found on the loader's path, where a stand-in for it lies; nothing stays open."""
+    libraries = compile_standin(tmp_path / "libraries")
+    variables = {"LD_LIBRARY_PATH": str(libraries), "CUDA_STANDIN_LIBRARIES": str(libraries)}
+    with served(tmp_path, "--fronts", "2", models=("simple",), environment=variables) as running:
+        found = running.python("tritonclient", "triton_cuda", variables=variables)
+        assert failures(found) == {}
+        assert sorted(found) == ["over_grpc", "over_http"]
+        processes = [number for number in processes_of(tmp_path) if number != os.getpid()]
+        assert processes
+        assert [opened(number) for number in processes] == [0] * len(processes)

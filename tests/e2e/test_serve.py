@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.support import onnxmodels
 from tests.support.modelfolders import Folder
@@ -20,6 +21,7 @@ from tests.support.up import free_offset, processes_of
 from tests.support.wait import until
 from tidemill.cli.stack import INFERENCE, INFERENCE_SECOND, MANAGEMENT, OIP_REST, OPS, REGISTRY, TFS_REST
 from tidemill.clients.inference import InferenceClient
+from tidemill.errors import Exhausted
 
 
 def listens(port: int) -> bool:
@@ -52,7 +54,7 @@ async def test_serves_a_directory_and_nothing_else(tmp_path: Path) -> None:
     offset = free_offset()
     rest = OIP_REST + offset
     flags = ("--model-control", "explicit", "--load-model", "double_onnx", "--load-model", "broken")
-    with serve(folder.root, offset, *flags, "--server-name", "triton") as process:
+    with serve(folder.root, offset, *flags, "--server-name", "triton", "--max-message-mib", "1") as process:
         async with InferenceClient(f"127.0.0.1:{INFERENCE + offset}") as client:
             assert (await client.server_metadata()).name == "triton"
             result = await client.infer("double_onnx", {"x": np.ones((1, 2), np.float32)})
@@ -60,6 +62,9 @@ async def test_serves_a_directory_and_nothing_else(tmp_path: Path) -> None:
             tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
             status, answer = get(rest, "/v2/models/double_onnx/infer", {"inputs": [tensor]})
             assert (status, answer["outputs"][0]["data"]) == (200, [2, 4])
+            with pytest.raises(Exhausted):
+                await client.infer("double_onnx", {"x": np.ones((1 << 18, 2), np.float32)})
+            assert get(rest, "/v2/models/double_onnx/infer", "x" * (1 << 20))[0] == 413
             assert not await client.model_ready("broken")
             assert not await client.model_ready("later")
             assert get(rest, "/v2/repository/models/later/load", {})[0] == 200

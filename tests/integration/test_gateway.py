@@ -412,6 +412,11 @@ async def test_oip_reads_models_and_generates(world: World) -> None:
     assert (await post("/v2/models/text/generate", json={"x": ["a", "é"]})).json() == answer
     stream = await post("/v2/models/text/generate_stream", json={"x": ["a", "é"]})
     assert (stream.status_code, json.loads(stream.text.removeprefix("data: "))) == (200, answer)
+    tensor = {"name": "x", "datatype": "BYTES", "shape": [2], "data": ["a", "é"]}
+    stream = await post("/v2/models/text/infer_stream", json={"id": "1", "inputs": [tensor]})
+    assert stream.status_code == 200
+    found = json.loads(stream.text.removeprefix("data: "))
+    assert (found["model_name"], found["id"], found["outputs"]) == ("text", "1", [{**tensor, "name": "y"}])
     for path in ("generate", "generate_stream"):
         refused = await post(f"/v2/models/text/{path}", json={})
         assert (refused.status_code, refused.json()["error"][:31]) == (400, "expected 1 inputs but got 0 inp")

@@ -164,6 +164,45 @@ async def test_an_error_of_the_model_is_an_event(
     assert (answer.status_code, events(answer)) == (500, [{"error": "the model failed"}])
 
 
+INFER = {"id": "7", "inputs": [{"name": "text_input", "datatype": "BYTES", "shape": [1], "data": ["hi"]}]}
+
+
+def whole(text: str) -> dict[str, Any]:
+    output = {"name": "text_output", "datatype": "BYTES", "shape": [1], "data": [text]}
+    return {"model_name": "m", "model_version": "1", "outputs": [output]}
+
+
+@pytest.mark.parametrize("path", ["/v2/models/m/infer_stream", "/v2/models/m/versions/1/infer_stream"])
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_an_infer_request_may_have_any_number_of_answers(
+    inference: ScriptedInference, http: httpx.AsyncClient, path: str, count: int
+) -> None:
+    inference.streamed = [streamed(str(number)) for number in range(count)]
+    answer = await http.post(path, json=INFER)
+    assert answer.status_code == 200
+    assert events(answer) == [whole(str(number)) for number in range(count)]
+    (sent,) = inference.requests
+    assert (sent.id, sent.inputs[0].name, list(sent.raw_input_contents)) == ("7", "text_input", [b"\2\0\0\0hi"])
+
+
+async def test_an_infer_stream_takes_binary_tensors_and_tells_of_errors(
+    inference: ScriptedInference, http: httpx.AsyncClient
+) -> None:
+    inference.streamed = [streamed("first"), MODEL_FAILED]
+    tensor = {"name": "text_input", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 6}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = await http.post("/v2/models/m/infer_stream", content=head + b"\2\0\0\0hi", headers=headers)
+    assert (answer.status_code, events(answer)) == (200, [whole("first"), {"error": "the model failed"}])
+    inference.streamed = [MODEL_FAILED]
+    answer = await http.post("/v2/models/m/infer_stream", json=INFER)
+    assert (answer.status_code, events(answer)) == (500, [{"error": "the model failed"}])
+    bad: list[Any] = [{"inputs": 1}, [], {"inputs": [{**tensor, "shape": [-1]}]}]
+    for body in bad:
+        answer = await http.post("/v2/models/m/infer_stream", json=body)
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/json")
+
+
 @pytest.mark.parametrize("route", ["generate", "generate_stream"])
 async def test_bad_requests_are_answered_as_everywhere(
     inference: ScriptedInference, http: httpx.AsyncClient, route: str

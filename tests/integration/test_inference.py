@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from opentelemetry import trace
 
-from tests.support import onnxmodels
+from tests.support import onnxmodels, torchmodels
 from tests.support.artifacts import sha256
 from tests.support.inference import Platform, Serving
 from tests.support.wait import until
@@ -156,6 +156,31 @@ async def test_bad_versions_are_never_served(
         assert not await serving.client.model_ready("scale", "2")
         assert await platform.publish("scale", onnxmodels.scale(3)) == 3
         await until(lambda: factor_is(serving, ("3", 3.0)))
+
+
+async def test_only_jobs_may_make_versions_that_hold_code_and_only_where_that_is_set(platform: Platform) -> None:
+    data = torchmodels.exported(torchmodels.Scale(), (torchmodels.rows(2, 2),), ({0: torchmodels.BATCH},))
+    config = b'backend: "pytorch" max_batch_size: 8'
+    made: dict[str, Any] = {"format": "torchexport", "lineage": pb.Lineage(job="jobs/j")}
+    await platform.publish("scale", {"model.pt2": data}, **made)
+    await platform.publish("configured", {"model.pt2": data, "config.pbtxt": config}, **made)
+    await platform.publish("someones", {"model.pt2": data}, format="torchexport")
+    await platform.publish("program", {"model.py": b"raise SystemExit"}, **{**made, "format": "python"})
+    x = np.ones((1, 2), np.float32)
+    async with platform.inference() as serving:
+        for name in ("scale", "someones"):
+            assert "trusted sources only" in await serving.reason(name, 1)
+        for name in ("configured", "program"):
+            assert "own repository only" in await serving.reason(name, 1)
+    async with platform.inference(trust_jobs=True) as serving:
+        for name in ("scale", "configured"):
+            await serving.serves(name)
+            assert (await serving.client.infer(name, {"x": x})).outputs["OUTPUT__0"].tolist() == [[2, 2]]
+        assert "trusted sources only" in await serving.reason("someones", 1)
+        assert "own repository only" in await serving.reason("program", 1)
+    await platform.stop("registry", "artifacts")
+    async with platform.inference(trust_jobs=True) as serving:
+        await serving.serves("scale")
 
 
 async def test_bit_flip_in_the_artifact_store_is_never_served(platform: Platform) -> None:

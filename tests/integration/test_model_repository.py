@@ -1,14 +1,21 @@
 """A server over a directory of models."""
 
 from pathlib import Path
+from typing import Any
 
+import grpc
+import numpy as np
 import pytest
 
-from tests.support import onnxmodels
+from tests.support import onnxmodels, torchmodels
 from tests.support.clock import ManualClock
 from tests.support.modelfolders import ONNX, Control, Folder, ensemble, factor, serve_folder, settings
+from tests.support.torchmodels import BATCH
 from tests.support.wait import until
+from tidemill.api.compat.inference import service_pb2 as pb
+from tidemill.api.compat.inference import service_pb2_grpc as pg
 from tidemill.errors import Invalid, NotFound, Unavailable
+from tidemill.inference.config import LARGEST_MESSAGE
 
 
 @pytest.fixture
@@ -35,6 +42,40 @@ async def test_serves_a_directory_without_configurations(folder: Folder) -> None
                 await call
             assert refused.value.message == "explicit model load / unload is not allowed if polling is enabled"
         await repository.close()
+
+
+@pytest.mark.parametrize("file", ["model.pt", "model.pt2"])
+async def test_serves_pytorch_models_without_configurations(folder: Folder, file: str) -> None:
+    scale, x = torchmodels.Scale(), torchmodels.rows(2, 3)
+    data = torchmodels.traced(scale, x) if file == "model.pt" else torchmodels.exported(scale, (x,), ({0: BATCH},))
+    folder.put("plain", {f"1/{file}": data})
+    async with serve_folder(folder.root) as serving:
+        metadata = await serving.client.metadata("plain")
+        assert [(one.name, one.datatype, list(one.shape)) for one in metadata.inputs] == [("x", "FP32", [-1, 3])]
+        assert [(one.name, one.datatype, list(one.shape)) for one in metadata.outputs] == [
+            ("OUTPUT__0", "FP32", [-1, 3])
+        ]
+        repository = Control(serving.app.address)
+        config = await repository.config("plain")
+        assert (config.backend, config.max_batch_size, list(config.input[0].dims)) == ("pytorch", 4, [3])
+        await repository.close()
+        rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+        assert (await serving.client.infer("plain", {"x": rows})).outputs["OUTPUT__0"].tolist() == (2 * rows).tolist()
+
+
+async def test_answers_are_kept_of_models_that_ask_for_it(folder: Folder) -> None:
+    for name, asks in (("kept", "response_cache { enable: true }"), ("fresh", "")):
+        folder.version(name, 1, onnxmodels.scale(2), f"{ONNX}{asks}")
+    found = {}
+    async with serve_folder(folder.root) as serving, grpc.aio.insecure_channel(serving.app.address) as channel:
+        stub: Any = pg.GRPCInferenceServiceStub(channel)
+        for name in ("kept", "fresh"):
+            for _ in range(3):
+                assert await factor(serving, name) == (2, "1")
+            (books,) = (await stub.ModelStatistics(pb.ModelStatisticsRequest(name=name))).model_stats
+            told = books.inference_stats
+            found[name] = (books.execution_count, told.success.count, told.cache_hit.count, told.cache_miss.count)
+    assert found == {"kept": (1, 3, 2, 1), "fresh": (3, 3, 0, 0)}
 
 
 async def test_version_policies(folder: Folder) -> None:
@@ -186,6 +227,14 @@ async def test_polls(folder: Folder) -> None:
         assert await factor(serving, "m") == (3, "2")
         with pytest.raises(NotFound, match="Request for unknown model: 'new' is not found"):
             await factor(serving, "new")
+
+
+async def test_messages_as_large_as_clients_may_send_them(folder: Folder) -> None:
+    folder.version("m", 1, onnxmodels.scale(2))
+    with pytest.raises(Invalid, match="max_message_bytes"):
+        settings(folder.root, max_message_bytes=LARGEST_MESSAGE + 1)
+    async with serve_folder(folder.root, max_message_bytes=LARGEST_MESSAGE) as serving:
+        assert await factor(serving, "m") == (2, "1")
 
 
 async def test_no_such_repository(tmp_path: Path) -> None:

@@ -456,7 +456,7 @@ async def test_every_method_is_served(serving: Serving) -> None:
         "RepositoryModelLoad": "UNAVAILABLE",
         "RepositoryModelUnload": "UNAVAILABLE",
         "SystemSharedMemoryRegister": "UNIMPLEMENTED",
-        "CudaSharedMemoryRegister": "INVALID_ARGUMENT",
+        "CudaSharedMemoryRegister": "UNIMPLEMENTED",
     }
 
 
@@ -471,7 +471,7 @@ async def test_both_ports_serve_the_same(serving: Serving) -> None:
 async def test_health(serving: Serving) -> None:
     async with grpc.aio.insecure_channel(serving.app.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        for service in ("", "inference.GRPCInferenceService"):
+        for service in ("", "inference.GRPCInferenceService", "triton"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
 

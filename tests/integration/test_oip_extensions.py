@@ -69,7 +69,7 @@ def server(control: Control) -> Iterator[OipServer]:
         ),
     }
     others = {"waiting": Model({1: Status(State.LOADING)})}
-    with oip_server(versions, control=control, share=True, sample=0.0, others=others) as running:
+    with oip_server(versions, control=control, share=True, cuda=lambda: None, sample=0.0, others=others) as running:
         yield running
 
 
@@ -421,6 +421,17 @@ def test_shared_memory(server: OipServer, memory: Path, key: str) -> None:
         "in": (f"/{key}", 0, 32),
         "out": (key, 32, 32),
     }
+
+
+def test_inputs_in_shared_memory_are_not_typed(key: str) -> None:
+    echo = configuration("echo", [tensor("n", INT, (4,))], [tensor("y", INT, (4,))])
+    with oip_server({("echo", 1): (echo, Talker())}, mirror=True, share=True) as mirroring:
+        register(mirroring, "in", key, 16)
+        sent: Any = pb.ModelInferRequest(model_name="echo")
+        shared(sent.inputs.add(name="n", datatype="INT32", shape=[4]), "in", 16)
+        answer = mirroring.stub.ModelInfer(sent)
+        assert list(answer.raw_output_contents) == [bytes(16)]
+        assert not answer.outputs[0].HasField("contents")
 
 
 def test_labels_in_shared_memory(server: OipServer, memory: Path) -> None:

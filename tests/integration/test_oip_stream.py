@@ -89,7 +89,7 @@ def exchange(server: OipServer, *requests: Any) -> list[tuple[str, int | str | N
 
 def test_answers_come_as_requests_did(server: OipServer) -> None:
     found = exchange(server, *(request("echo", str(n), n) for n in range(200)))
-    assert found == [(str(n), n, None) for n in range(200)]
+    assert found == [(str(n), n, True) for n in range(200)]
     assert server.unused
 
 
@@ -105,16 +105,16 @@ def test_errors_leave_the_stream_open(server: OipServer) -> None:
     )
     assert found == [
         ("a", unknown, None),
-        ("b", 7, None),
+        ("b", 7, True),
         ("", "Request for unknown model: '' is not found", None),
-        ("c", 1, None),
+        ("c", 1, True),
     ]
 
 
 def test_errors_end_the_stream_where_that_is_asked_for(server: OipServer) -> None:
     requests = iter([request("echo", "a"), request("nope", "b"), request("echo", "c")])
     stream = server.stub.ModelStreamInfer(requests, metadata=[("triton_grpc_error", "true")], timeout=20)
-    assert told(next(stream)) == ("a", 1, None)
+    assert told(next(stream)) == ("a", 1, True)
     with pytest.raises(grpc.RpcError):
         next(stream)
     assert (stream.code(), stream.details()) == (
@@ -195,7 +195,7 @@ def test_streams_are_bounded_and_leave_room_for_other_calls(server: OipServer) -
     streams = [server.stub.ModelStreamInfer(iter(queue.get, None)) for queue in queues]
     for queue, stream in zip(queues, streams, strict=True):
         queue.put(request("echo", "a"))
-        assert told(next(stream)) == ("a", 1, None)
+        assert told(next(stream)) == ("a", 1, True)
     with pytest.raises(grpc.RpcError) as refused:
         exchange(server, request("echo", "b"))
     error: Any = refused.value
@@ -204,7 +204,7 @@ def test_streams_are_bounded_and_leave_room_for_other_calls(server: OipServer) -
     for queue, stream in zip(queues, streams, strict=True):
         queue.put(None)
         assert list(stream) == []
-    assert exchange(server, request("echo", "b")) == [("b", 1, None)]
+    assert exchange(server, request("echo", "b")) == [("b", 1, True)]
 
 
 def test_each_request_of_a_recorded_stream_is_recorded(server: OipServer) -> None:

@@ -1,8 +1,9 @@
 """A server for clients to be tried on, and what their programs say of it."""
 
 import json
+import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,14 @@ class Served:
     http: str
     repository: Path
 
-    def python(self, environment: str, program: str, *only: str) -> dict[str, str]:
+    def python(
+        self, environment: str, program: str, *only: str, variables: Mapping[str, str] | None = None
+    ) -> dict[str, str]:
         """What a program of `tests.support.clientprograms` found in an environment: the error of each check, or ""."""
         command = [str(venv(environment)), "-m", f"tests.support.clientprograms.{program}"]
-        return outcomes([*command, self.grpc, self.http, str(self.repository), *only])
+        return outcomes(
+            [*command, self.grpc, self.http, str(self.repository), *only], {**os.environ, **(variables or {})}
+        )
 
 
 def failures(found: dict[str, str]) -> dict[str, str]:
@@ -39,12 +44,17 @@ def failures(found: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def served(folder: Path, *flags: str, models: Sequence[str] = clientmodels.MODELS) -> Iterator[Served]:
-    """A server over a repository below `folder`, with these models loaded."""
+def served(
+    folder: Path,
+    *flags: str,
+    models: Sequence[str] = clientmodels.MODELS,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Served]:
+    """A server over a repository below `folder`, with these models loaded and these further variables."""
     root, offset = clientmodels.write(folder / "models"), free_offset()
     loads = [word for name in models for word in ("--load-model", name)]
     common = ("--model-control", "explicit", "--allow-client-shm", "--server-name", "triton")
-    with serve(root, offset, *common, *loads, *flags) as process:
+    with serve(root, offset, *common, *loads, *flags, environment=environment) as process:
         yield Served(grpc=f"127.0.0.1:{INFERENCE + offset}", http=f"127.0.0.1:{OIP_REST + offset}", repository=root)
         process.terminate()
         process.wait(20)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from tidemill.inference.metrics import Metrics
 from tidemill.inference.protocols.oip.servicer import INFER, SERVICE, Identity, Limits, OipServicer
 from tidemill.inference.repository import Model, Repository, State, Status
 from tidemill.inference.runtimes.base import Runtime
+from tidemill.inference.sharedmemory.cudart import Cuda, find
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.tracing import Tracing
 from tidemill.rpc.observe import Observer
@@ -70,6 +71,7 @@ def oip_server(
     choices: tuple[Choice, ...] = (),
     control: ModelControl | None = None,
     share: bool = False,
+    cuda: Callable[[], Cuda | None] = find,
     sample: float = 1.0,
     others: Mapping[str, Model] | None = None,
     threads: int = 8,
@@ -83,6 +85,7 @@ def oip_server(
         choices: of schedulers.
         control: loads and unloads.
         share: whether clients may share memory.
+        cuda: finds CUDA.
         sample: part of the requests that are recorded.
         others: further models, that are not loaded.
         threads: calls in work at a time.
@@ -118,6 +121,7 @@ def oip_server(
         limits=allowed,
         control=control,
         regions=regions if share else None,
+        cuda=cuda,
     )
     server = ThreadServer(
         [Service.of(pg.add_GRPCInferenceServiceServicer_to_server, servicer, SERVICE)],

@@ -4,14 +4,23 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def serve(folder: Path, offset: int, *flags: str) -> Iterator["subprocess.Popen[str]"]:
-    """A running command that has said that it is ready; killed at the end if it is still there."""
+def serve(
+    folder: Path, offset: int, *flags: str, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[str]"]:
+    """A running command that has said that it is ready; killed at the end if it is still there.
+
+    Args:
+        folder: its models.
+        offset: of its ports.
+        flags: further arguments.
+        environment: variables on top of this process's.
+    """
     command = [sys.executable, "-m", "tidemill.cli", "serve", "--model-repository", str(folder)]
     log = folder.parent / "serve.log"
     with log.open("w") as errors:
@@ -22,7 +31,7 @@ def serve(folder: Path, offset: int, *flags: str) -> Iterator["subprocess.Popen[
             stdin=subprocess.DEVNULL,
             text=True,
             start_new_session=True,
-            env={**os.environ, "TMPDIR": str(folder.parent)},
+            env={**os.environ, "TMPDIR": str(folder.parent), **(environment or {})},
         )
     watchdog = threading.Timer(60, process.kill)
     watchdog.start()

@@ -37,6 +37,16 @@ def scripted(module: torch.nn.Module) -> bytes:
     return data.getvalue()
 
 
+def traced(module: torch.nn.Module, *args: torch.Tensor, strict: bool = True) -> bytes:
+    """The module as a TorchScript file that was traced with these arguments."""
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        made = torch.jit.trace(module.eval(), args, strict=strict)  # type: ignore[no-untyped-call]
+        torch.jit.save(made, data)
+    return data.getvalue()
+
+
 def exported(
     module: torch.nn.Module, args: tuple[Any, ...], shapes: Any = None, kwargs: dict[str, Any] | None = None
 ) -> bytes:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidemill import errors
 from tidemill.rpc.aioserver import AioInterceptor
+from tidemill.rpc.anyhealth import AnyHealth
 from tidemill.rpc.callpool import CallPool
 from tidemill.rpc.observe import Observer
 from tidemill.rpc.options import CONTROL_MESSAGE, server_options
@@ -146,6 +147,8 @@ class ThreadServer:
         processes: how many processes share the ports, this one among them.
         first: whether this process is the first of them, which makes sure that nobody else has the ports.
         local: further address to serve the same on, as `unix:<path>`; "" = none.
+        any_health: whether `Check` of health answers for services that are not here as for the server; else they are
+            NOT_FOUND.
     """
 
     def __init__(
@@ -164,6 +167,7 @@ class ThreadServer:
         processes: int = 1,
         first: bool = True,
         local: str = "",
+        any_health: bool = False,
     ) -> None:
         self.extra_ports = tuple(extra_ports)
         self._processes = processes
@@ -180,7 +184,8 @@ class ThreadServer:
             options=server_options(max_message, shared=processes > 1),
             maximum_concurrent_rpcs=calls + MORE_CALLS,
         )
-        self._health = health.HealthServicer()
+        names = [service.name for service in self._services]
+        self._health = AnyHealth(names) if any_health else health.HealthServicer()
         _register(self._server, self._services, self._health)
         self._shortcut: Shortcut | None = None
         if brief and AVAILABLE:

@@ -7,6 +7,9 @@ from tidemill.cli.stack import CHILD, INFERENCE, MOST_OFFSET, OIP_REST, OPS
 from tidemill.cli.supervisor import Program
 from tidemill.errors import invalid
 
+REST_LARGEST, REST_BUFFERED = 1024, 512
+"""MiB of the largest body over REST, and of all that are in memory at a time, unless one is larger."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
@@ -22,6 +25,7 @@ class Serving:
         name: of the server, as clients see it.
         mirror_encoding: whether typed requests are answered by typed elements.
         fronts: processes that answer requests; 0 = one a core.
+        largest: most MiB of the tensors in a request or an answer; over REST at most `REST_LARGEST`.
         port_offset: added to every port.
     """
 
@@ -34,6 +38,7 @@ class Serving:
     name: str = "tidemill"
     mirror_encoding: bool = False
     fronts: int = 0
+    largest: int = 64
     port_offset: int = 0
 
     def __post_init__(self) -> None:
@@ -58,10 +63,14 @@ class Serving:
             "TIDEMILL_INFERENCE_SERVER_NAME": self.name,
             "TIDEMILL_INFERENCE_MIRROR_ENCODING": str(self.mirror_encoding).lower(),
             "TIDEMILL_INFERENCE_FRONTS": str(self.fronts),
+            "TIDEMILL_INFERENCE_MAX_MESSAGE_BYTES": str(self.largest << 20),
             "TIDEMILL_INFERENCE_SECOND_PORT": "",
         }
+        body = min(self.largest, REST_LARGEST)
         gateway = {
             "TIDEMILL_GATEWAY_INFERENCE_ONLY": "true",
+            "TIDEMILL_GATEWAY_MAX_BODY_MIB": str(body),
+            "TIDEMILL_GATEWAY_MAX_BUFFERED_MIB": str(max(REST_BUFFERED, body)),
             "TIDEMILL_INFERENCE_ADDRESS": self.address(INFERENCE),
         }
         return [self._program("inference", INFERENCE, inference, 0), self._program("gateway", OIP_REST, gateway, 1)]

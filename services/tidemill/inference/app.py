@@ -188,6 +188,7 @@ def _server(
         extra_ports=[] if config.second_port is None else [config.second_port],
         processes=config.processes,
         local=fronts.address,
+        any_health=True,
     )
 
 

@@ -34,17 +34,19 @@ class Artifacts(Protocol):
 class ArtifactSource:
     """Opens versions of the registry. What they need is kept in `directory`, so that the artifact service may be away.
 
-    An artifact may hold a `config.pbtxt`, which is not trusted: it can say how the model is run, and no more.
+    An artifact may hold a `config.pbtxt`. One that is not trusted can say how the model is run, and no more.
 
     Args:
         cache_limit: bytes above which blobs that no desired version needs are removed.
+        trust_jobs: whether versions that a job has made may hold code.
     """
 
-    def __init__(self, artifacts: Artifacts, directory: Path, *, cache_limit: int) -> None:
+    def __init__(self, artifacts: Artifacts, directory: Path, *, cache_limit: int, trust_jobs: bool = False) -> None:
         self._artifacts = artifacts
         self._blobs = BlobCache(directory / "blobs")
         self._manifests = ManifestCache(directory / "manifests")
         self._cache_limit = cache_limit
+        self._trust_jobs = trust_jobs
         self._touched: set[str] = set()
 
     async def open(self, version: Version) -> Opened:
@@ -62,6 +64,7 @@ class ArtifactSource:
             sizes={file.path: file.size for file in listed.values() if file.path != FILE},
             read=read,
             configuration=configuration,
+            trusted=self._trusted(version),
         )
 
     async def tidy(self, desired: Desired) -> None:
@@ -85,7 +88,10 @@ class ArtifactSource:
         named: dict[str, bytes] = {}
         for path in declared.files:
             named[path] = await self._small(listed, path, MAX_SIDE_FILE)
-        return declared.configuration(kind, named.__getitem__, trusted=False)
+        return declared.configuration(kind, named.__getitem__, trusted=self._trusted(version))
+
+    def _trusted(self, version: Version) -> bool:
+        return self._trust_jobs and bool(version.job)
 
     async def _small(self, listed: Mapping[str, File], path: str, limit: int) -> bytes:
         """Raises Invalid when there is no such file, or it is too large."""

@@ -8,6 +8,9 @@ from tidemill.config import available_cores, setting
 from tidemill.errors import invalid
 from tidemill.rpc.config import ServerConfig
 
+LARGEST_MESSAGE = 2047 << 20
+"""What protobuf's messages can hold, with room for what a message has beside its tensors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceConfig(ServerConfig):
@@ -39,6 +42,12 @@ class InferenceConfig(ServerConfig):
     load_models: tuple[str, ...] = setting("models to load at the start with explicit control; * = all", ())
     poll_seconds: float = setting("time from one look at the repository to the next", 15.0)
 
+    trust_jobs: bool = setting(
+        "load code, as TorchScript and torch.export hold it, of versions that the registry says a job has made; only "
+        "where nobody but the training service can make versions there",
+        False,
+    )
+
     server_name: str = setting("name of the server in the metadata of the Open Inference Protocol", "tidemill")
     default_alias: str = setting("alias that serves requests without a version, of a model that has it", "champion")
     fronts: int = setting(
@@ -62,10 +71,10 @@ class InferenceConfig(ServerConfig):
         "answer requests with typed elements by typed elements, as clients of KServe and MLServer expect", False
     )
     allow_client_shm: bool = setting(
-        "let clients on this host name shared memory to read tensors from and write them to", False
+        "let clients on this host name shared memory, also of GPUs, to read tensors from and write them to", False
     )
     response_cache_bytes: int = setting(
-        "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 0
+        "memory for answers that are kept, of models whose configuration asks for it; 0 = none is kept", 64 << 20
     )
     max_message_bytes: int = setting("most bytes of tensors in a request or an answer", 64 << 20)
 
@@ -121,6 +130,8 @@ class InferenceConfig(ServerConfig):
         ):
             if getattr(self, field) < 0:
                 raise invalid(field, "must not be negative")
+        if self.max_message_bytes > LARGEST_MESSAGE:
+            raise invalid("max_message_bytes", f"must be at most {LARGEST_MESSAGE}")
         if self.stream_idle_seconds <= 0:
             raise invalid("stream_idle_seconds", "must be positive")
         if not self.providers:

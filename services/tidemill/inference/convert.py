@@ -57,6 +57,7 @@ def to_version(message: pb.ModelVersion) -> Version:
         artifact=message.artifact,
         signature=_to_signature(message.signature),
         traceparent=message.lineage.traceparent,
+        job=message.lineage.job,
     )
 
 

@@ -24,6 +24,7 @@ class Version:
             files looked like.
         signature: what the registry says that it takes and gives; None when it says nothing.
         traceparent: of the trace that made it; "" when there is none.
+        job: that made it, as the registry says; "" for none.
         configuration: how it is run; None for versions of the registry, which bring it with their files or have none.
         directory: where its files lie, for versions of an operator's repository; None = in the artifact.
         overrides: files that stand in for those in the directory, by path.
@@ -35,6 +36,7 @@ class Version:
     artifact: str
     signature: Signature | None = None
     traceparent: str = ""
+    job: str = ""
     configuration: Configuration | None = None
     directory: Path | None = None
     overrides: Mapping[str, bytes] = field(default_factory=dict)
@@ -110,6 +112,7 @@ def _to_json(version: Version) -> dict[str, Any]:
         "format": version.format,
         "artifact": version.artifact,
         "traceparent": version.traceparent,
+        "job": version.job,
         "signature": signature,
     }
 

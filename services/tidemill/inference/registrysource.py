@@ -43,7 +43,9 @@ def from_registry(
     source = artifacts or ArtifactsClient(config.artifacts_address, tracer=building.telemetry.tracer)
     directory = DataDirectory(Path(config.data), FORMAT)
     loader = building.loader(
-        ArtifactSource(Downloads(source), Path(config.data), cache_limit=config.cache_bytes),
+        ArtifactSource(
+            Downloads(source), Path(config.data), cache_limit=config.cache_bytes, trust_jobs=config.trust_jobs
+        ),
     )
     reconciler = Reconciler(
         loader, building.repository, clock, settled=loader.tidy, concurrency=config.load_concurrency

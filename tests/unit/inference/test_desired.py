@@ -12,7 +12,7 @@ from tidemill.tensors.dtypes import DataType
 
 SIGNATURE = Signature((TensorSpec("x", DataType.BF16, (-1, 2)),), (TensorSpec("y", DataType.BYTES, ()),))
 ONE = Version(model="m", number=1, format="onnx", artifact="a" * 64, signature=SIGNATURE, traceparent="00-1-2-01")
-TWO = Version(model="m", number=2, format="onnx", artifact="b" * 64)
+TWO = Version(model="m", number=2, format="onnx", artifact="b" * 64, job="jobs/j")
 
 
 def test_aliases_without_their_version_are_left_out_and_versions_without_an_alias() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.support import torchmodels
-from tests.support.torchmodels import exported, rows, scripted
+from tests.support.torchmodels import exported, rows, scripted, traced
 from tidemill.errors import Internal, Invalid
 from tidemill.inference.calls import Array
 from tidemill.inference.configuration import Configuration, TensorConfiguration
@@ -216,6 +216,75 @@ def test_the_signature_of_a_script_has_the_dimension_of_the_batch_and_reshaped_o
     data = {"model.pt": scripted(torchmodels.Scale())}
     runtime = TorchscriptRuntime.load(data, Settings(trusted=True, configuration=found))
     assert runtime.signature.inputs == (TensorSpec("x", DataType.FP32, (-1, 2, 2)),)
+
+
+def test_exported_models_load_at_the_same_time() -> None:
+    data = exported_sums()
+    with ThreadPoolExecutor(4) as pool:
+        runtimes = list(pool.map(export, [data] * 8))
+    assert {runtime.signature.inputs for runtime in runtimes} == {runtimes[0].signature.inputs}
+
+
+def test_scripts_load_at_the_same_time() -> None:
+    data = traced(Sums(), rows(1, 2), rows(1, 2))
+    with ThreadPoolExecutor(4) as pool:
+        runtimes = list(pool.map(lambda _: TorchscriptRuntime.load({"m.pt": data}, Settings(trusted=True)), range(8)))
+    assert {runtime.signature.inputs for runtime in runtimes} == {runtimes[0].signature.inputs}
+
+
+class Flat(torch.nn.Module):
+    """All elements in one row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(1, 4)
+
+
+class Mean(torch.nn.Module):
+    """The mean, without dimensions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean()
+
+
+def from_trace(*args: Any, configured: Configuration | None = None, strict: bool = True) -> TorchscriptRuntime:
+    data = {"model.pt": traced(*args, strict=strict)}
+    return TorchscriptRuntime.load(data, Settings(trusted=True, configuration=configured))
+
+
+def test_a_traced_model_tells_its_signature() -> None:
+    runtime = from_trace(Sums(), rows(1, 2), torch.ones(1, 2, dtype=torch.float64))
+    assert runtime.signature.inputs == (
+        TensorSpec("a", DataType.FP32, (FREE, 2)),
+        TensorSpec("b", DataType.FP64, (FREE, 2)),
+    )
+    assert runtime.signature.outputs == (
+        TensorSpec("OUTPUT__0", DataType.FP64, (FREE, 2)),
+        TensorSpec("OUTPUT__1", DataType.FP64, (FREE, 2)),
+    )
+    given: dict[str, Array] = {"a": X, "b": X.astype(np.float64)}
+    assert [array.tolist() for array in runtime.run(given, ["OUTPUT__1", "OUTPUT__0"])] == [
+        (X - X).tolist(),
+        (X + X).tolist(),
+    ]
+
+
+def test_a_traced_model_whose_rows_are_fixed_has_the_shapes_of_its_trace() -> None:
+    assert from_trace(Flat(), rows(1, 2, 2)).signature == Signature(
+        (TensorSpec("x", DataType.FP32, (1, 2, 2)),), (TensorSpec("OUTPUT__0", DataType.FP32, (1, 4)),)
+    )
+    assert from_trace(Mean(), rows(2)).signature.outputs == (TensorSpec("OUTPUT__0", DataType.FP32, ()),)
+
+
+def test_a_traced_dictionary_names_its_tensors() -> None:
+    runtime = from_trace(torchmodels.Named(), rows(1, 2), strict=False)
+    assert runtime.signature.outputs == (TensorSpec("y", DataType.FP32, (FREE, 2)),)
+    assert runtime.run({"x": X}, ["y"])[0].tolist() == (2 * X).tolist()
+
+
+def test_what_is_configured_counts_for_a_traced_model_too() -> None:
+    runtime = from_trace(Sums(), rows(1, 2), rows(1, 2), configured=configuration(["b", "a"], ["OUTPUT__1"]))
+    assert list(runtime.signature.input) == ["b", "a"]
+    assert runtime.run({"a": X, "b": 3 * X}, ["OUTPUT__1"])[0].tolist() == (-2 * X).tolist()
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,13 @@ class Serve(Command):
             help="processes that answer requests; 0 = one a core (%(default)s)",
         )
         parser.add_argument(
+            "--max-message-mib",
+            type=whole(1, 2047),
+            default=64,
+            metavar="N",
+            help="most MiB of tensors in a request or an answer; more than 1024 over gRPC alone (%(default)s)",
+        )
+        parser.add_argument(
             "--port-offset",
             type=whole(0, MOST_OFFSET),
             default=0,
@@ -97,6 +104,7 @@ class Serve(Command):
             name=options.server_name,
             mirror_encoding=options.mirror_encoding,
             fronts=options.fronts,
+            largest=options.max_message_mib,
             port_offset=options.port_offset,
         )
         logs = Path(tempfile.mkdtemp(prefix="tidemill-serve-"))

@@ -285,6 +285,24 @@ INFER: Mapping[str, Any] = {
         "default": _ERROR,
     },
 }
+INFER_STREAM: Mapping[str, Any] = {
+    **openapi.described(
+        _TAG,
+        "OipModelInferStream",
+        "Asks a model for any number of responses. Each is an event as soon as it is there, with all tensors as JSON;"
+        " an event with `error` is the last.",
+    ),
+    "parameters": [_HEAD],
+    "requestBody": INFER["requestBody"],
+    "responses": {
+        "200": openapi.answer("The responses.", {EVENTS: {"$ref": PREFIX + "OipInferResponse"}}),
+        "500": openapi.answer(
+            "The model failed before its first response.",
+            {EVENTS: {"$ref": PREFIX + "OipError"}, _JSON: {"$ref": PREFIX + "OipError"}},
+        ),
+        "default": _ERROR,
+    },
+}
 _GENERATE: Mapping[str, Any] = openapi.body({_JSON: {"$ref": PREFIX + "OipGenerateRequest"}})
 GENERATE: Mapping[str, Any] = {
     **openapi.described(

@@ -1,8 +1,8 @@
 """Routes of the Open Inference Protocol that ask models."""
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +26,10 @@ _REAL_ERRORS = (("triton_grpc_error", "true"),)
 _OF_THE_MODEL = frozenset({errors.Code.INTERNAL, errors.Code.UNKNOWN, errors.Code.DATA_LOSS})
 """Codes of errors that happen after a request was found good."""
 T = TypeVar("T")
+Render: TypeAlias = Callable[[pb.ModelInferResponse, Sequence[Buffer]], str]
+"""Makes JSON of an answer and its raw contents."""
+Begun: TypeAlias = tuple[Item | None, AsyncGenerator[Item, None]]
+"""The first answer, None when there is none, and the others."""
 
 
 class Infer:
@@ -81,7 +85,7 @@ class Infer:
         return Response(await described(self._metadata, model, version, ask), media_type="application/json")
 
     async def _only(self, message: bytes) -> str:
-        found = [text async for _, text in _limited(self._answers(message), 2)]
+        found = [text async for _, text in _limited(self._answers(message, generate.render), 2)]
         if len(found) != 1:
             raise errors.FailedPrecondition(generate.MANY, reason="NOT_ONE_RESPONSE")
         return found[0]
@@ -91,29 +95,26 @@ class Infer:
         model, version = named(request)
         given = await self._given(request)
 
-        async def ask(metadata: pb.ModelMetadataResponse) -> tuple[Item | None, AsyncGenerator[Item, None]]:
-            answers = self._answers(_message(given, model, version, metadata))
-            try:
-                return await anext(answers, None), answers
-            except BaseException:
-                await answers.aclose()
-                raise
+        async def ask(metadata: pb.ModelMetadataResponse) -> Begun:
+            return await _begun(self._answers(_message(given, model, version, metadata), generate.render))
 
-        exchange: Exchange = request.scope["exchange"]
-        try:
-            first, rest = await described(self._metadata, model, version, ask)
-        except errors.TidemillError as error:
-            if error.code not in _OF_THE_MODEL:
-                raise
-            # The model has begun: what it says comes as an event, and the status is that of the first one.
-            return plain(exchange, _failed(error), error_text, status=500)
-        return plain(exchange, _joined(first, rest), error_text)
+        return await _events(request, described(self._metadata, model, version, ask))
+
+    async def infer_stream(self, request: Request) -> Response:
+        """Asks a model as `infer` does, for any number of answers, each of which is all JSON."""
+        model, version = named(request)
+        head = _head(request)
+        async with self._bodies.received(request) as body:
+            parsed = oip.parse(body, head, model, version)
+            message = wire.serialize(parsed.request, parsed.tensors)
+            del parsed, body
+        return await _events(request, _begun(self._answers(message, _whole)))
 
     async def _given(self, request: Request) -> Mapping[str, Any]:
         async with self._bodies.received(request) as body:
             return generate.parse(body)
 
-    async def _answers(self, message: bytes) -> AsyncGenerator[Item, None]:
+    async def _answers(self, message: bytes, render: Render) -> AsyncGenerator[Item, None]:
         """The responses to one request, as JSON. Closing the iterator cancels the call."""
         responses = self._inference.converse(f"{SERVICE}.ModelStreamInfer", _one(message), _REAL_ERRORS)
         try:
@@ -122,9 +123,37 @@ class Infer:
                 if found.error_message:
                     raise errors.Internal(found.error_message, reason="MODEL_FAILED")
                 if not generate.is_empty(found.infer_response):
-                    yield "", generate.render(found.infer_response, found.infer_response.raw_output_contents)
+                    yield "", render(found.infer_response, found.infer_response.raw_output_contents)
         finally:
             await responses.aclose()
+
+
+async def _begun(answers: AsyncGenerator[Item, None]) -> Begun:
+    """The answers, once there is a first one, or none. Raises what comes in its place."""
+    try:
+        return await anext(answers, None), answers
+    except BaseException:
+        await answers.aclose()
+        raise
+
+
+async def _events(request: Request, begun: Awaitable[Begun]) -> Response:
+    """Answers as events."""
+    exchange: Exchange = request.scope["exchange"]
+    try:
+        first, rest = await begun
+    except errors.TidemillError as error:
+        if error.code not in _OF_THE_MODEL:
+            raise
+        # The model has begun: what it says comes as an event, and the status is that of the first one.
+        return plain(exchange, _failed(error), error_text, status=500)
+    return plain(exchange, _joined(first, rest), error_text)
+
+
+def _whole(response: pb.ModelInferResponse, tensors: Sequence[Buffer]) -> str:
+    """An answer as `infer` gives it, all of it JSON."""
+    parts, _ = oip.render(response, tensors, oip.Binary({}, False))
+    return bytes(parts[0]).decode()
 
 
 async def _one(message: bytes) -> AsyncGenerator[bytes, None]:
@@ -202,6 +231,7 @@ def routes(inference: Backend, bodies: Bodies, metadata: MetadataCache) -> list[
     handlers = Infer(inference, bodies, metadata)
     return [
         *both("POST", "/infer", handlers.infer, documents.INFER),
+        *both("POST", "/infer_stream", handlers.infer_stream, documents.INFER_STREAM, timed=False),
         *both("POST", "/generate", handlers.generate, documents.GENERATE),
         *both("POST", "/generate_stream", handlers.generate_stream, documents.GENERATE_STREAM, timed=False),
     ]

@@ -124,6 +124,7 @@ def build(start: Start) -> Front:
         extra_ports=start.extra_ports,
         processes=start.processes,
         first=False,
+        any_health=True,
     )
     return Front(
         start=start,

@@ -1,6 +1,7 @@
 """Models that `torch.export` saved, in PyTorch."""
 
 import logging
+import threading
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any, Self
@@ -19,6 +20,7 @@ from tidemill.inference.runtimes.base import Settings
 from tidemill.inference.signatures import FREE, Signature, TensorSpec
 
 LOG = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()  # PyTorch reads an archive with state that belongs to the whole process
 
 
 class TorchexportRuntime(TorchRuntime):
@@ -53,8 +55,9 @@ class TorchexportRuntime(TorchRuntime):
         _torch.check_archive(data)
         options = Options.of(settings)
         try:
-            exported = torch.export.load(BytesIO(data))
-            programs = [_Program(_moved(exported, device), settings.configuration) for device in options.devices]
+            with _one_at_a_time:
+                exported = torch.export.load(BytesIO(data))
+                programs = [_Program(_moved(exported, device), settings.configuration) for device in options.devices]
         except ERRORS as error:
             raise _torch.refused(error) from error
         return cls(programs, programs[0].signature, options)

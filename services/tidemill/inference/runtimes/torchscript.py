@@ -2,15 +2,18 @@
 
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, Self
 
 import torch
 
 from tidemill.errors import Invalid
+from tidemill.inference.configuration import Configuration
 from tidemill.inference.runtimes import _torch
 from tidemill.inference.runtimes._torch import ERRORS, Options, TorchRuntime
+from tidemill.inference.runtimes._torchtraced import traced_signature
 from tidemill.inference.runtimes.base import Settings
 from tidemill.inference.signatures import Signature
 
@@ -18,7 +21,10 @@ _filters = threading.Lock()  # filters of warnings belong to the whole process
 
 
 class TorchscriptRuntime(TorchRuntime):
-    """One TorchScript model. Its configuration lists inputs and outputs: the file knows neither types nor shapes.
+    """One TorchScript model.
+
+    Its configuration lists inputs and outputs, as a file knows neither types nor shapes; unless the model was traced,
+    and so has those of the trace.
 
     A configured input is an argument of `forward` by its name; or by the number at the end of its name (`INPUT__0`); or
     by its place. It is a key where `forward` takes one dictionary. Outputs are keys of the dictionary that `forward`
@@ -43,8 +49,8 @@ class TorchscriptRuntime(TorchRuntime):
         """The model in the one file.
 
         Raises:
-            Invalid: it is broken, or not from a trusted source; or the configuration does not list what it takes and
-                gives, or something else than that.
+            Invalid: it is broken, or not from a trusted source; or neither the file nor the configuration says what it
+                takes and gives, or the configuration says something else.
         """
         _torch.check_trusted(settings)
         (data,) = files.values()
@@ -55,17 +61,13 @@ class TorchscriptRuntime(TorchRuntime):
             schema = modules[0].forward.schema
         except ERRORS as error:
             raise _torch.refused(error) from error
-        configuration = settings.configuration
-        if configuration is None or not configuration.inputs or not configuration.outputs:
+        signature = _declared(settings.configuration) or _traced(data, modules[0])
+        if signature is None:
             raise Invalid(
-                "a TorchScript file does not say what it takes and gives: the configuration must list inputs and "
-                f"outputs with data_type and dims; forward is {_shown(schema)}",
+                "the file does not say what the model takes and gives, as only traced ones do: the configuration must "
+                f"list inputs and outputs with data_type and dims; forward is {_shown(schema)}",
                 reason="SIGNATURE_MISSING",
             )
-        signature = Signature(
-            tuple(_torch.spec_of(tensor, configuration) for tensor in configuration.inputs),
-            tuple(_torch.spec_of(tensor, configuration) for tensor in configuration.outputs),
-        )
         try:
             binding = _Binding(schema, signature)
         except ValueError as error:
@@ -142,16 +144,42 @@ class _Binding:
         self._places = dict(zip(self._names, chosen, strict=True))
 
 
+def _declared(configuration: Configuration | None) -> Signature | None:
+    """What the configuration lists; None for one that does not list both inputs and outputs."""
+    if configuration is None or not configuration.inputs or not configuration.outputs:
+        return None
+    return Signature(
+        tuple(_torch.spec_of(tensor, configuration) for tensor in configuration.inputs),
+        tuple(_torch.spec_of(tensor, configuration) for tensor in configuration.outputs),
+    )
+
+
+def _traced(data: bytes, module: Any) -> Signature | None:
+    """Raises Invalid."""
+    try:
+        with _quiet():
+            return traced_signature(data, module)
+    except ERRORS as error:
+        raise _torch.refused(error) from error
+
+
 def _is(kind: Any, *names: str) -> bool:
     return str(kind) in names
 
 
 def _load(data: bytes, device: torch.device) -> Any:
-    with _filters, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+    with _quiet():
         module = torch.jit.load(BytesIO(data), map_location=device)  # type: ignore[no-untyped-call]
     module.eval()
     return module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch warns of TorchScript's age whenever it is used."""
+    with _filters, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        yield
 
 
 def _shown(schema: Any) -> str:

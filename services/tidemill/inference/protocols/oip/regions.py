@@ -1,23 +1,34 @@
 """Registering shared memory by request."""
 
+from collections.abc import Callable
+
 from tidemill.api.compat.inference import service_pb2 as pb
-from tidemill.errors import Invalid
-from tidemill.inference.inputs import shown
 from tidemill.inference.protocols.oip.memory import unserved
+from tidemill.inference.sharedmemory.cuda import CudaMemory, CudaRegion
+from tidemill.inference.sharedmemory.cudart import Cuda, find
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.sharedmemory.system import SystemMemory, SystemRegion
 
 
 class SharedMemory:
-    """What clients register and ask. Memory of GPUs is not offered: nothing of it is ever registered.
+    """What clients register and ask.
 
     Args:
         regions: all of them; None = clients share no memory with this server.
+        cuda: finds CUDA, where clients share memory and one asks for it.
     """
 
-    def __init__(self, regions: Regions | None) -> None:
-        self.regions = regions
+    def __init__(self, regions: Regions | None, cuda: Callable[[], Cuda | None] = find) -> None:
+        self._regions = regions
         self._system = None if regions is None else SystemMemory(regions)
+        self._cuda = None if regions is None else CudaMemory(regions, cuda)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """What of it works here, by the protocol's names."""
+        if self._cuda is None:
+            return ()
+        return ("system_shared_memory", *(("cuda_shared_memory",) if self._cuda.cuda else ()))
 
     def register_system(self, request: pb.SystemSharedMemoryRegisterRequest) -> None:
         """Register a region. Raises TidemillError."""
@@ -36,20 +47,24 @@ class SharedMemory:
         return response
 
     def register_cuda(self, request: pb.CudaSharedMemoryRegisterRequest) -> None:
-        """Refuse. Raises Invalid."""
-        raise Invalid(
-            f"failed to register CUDA shared memory region: '{shown(request.name)}', GPUs not supported",
-            reason="NO_GPU",
-        )
+        """Register a region of a GPU. Raises TidemillError."""
+        if self._cuda is None:
+            raise unserved()
+        self._cuda.register(request.name, request.raw_handle, request.device_id, request.byte_size)
 
     def cuda_status(self, name: str) -> pb.CudaSharedMemoryStatusResponse:
-        """Nothing. Raises NotFound when a region is named."""
-        self._found().find("cuda", name)
-        return pb.CudaSharedMemoryStatusResponse()
+        """The regions of GPUs. Raises NotFound when one is named that is not there."""
+        response = pb.CudaSharedMemoryStatusResponse()
+        for region in self._found().find("cuda", name):
+            made = response.regions[region.name]
+            made.name, made.byte_size = region.name, region.size
+            if isinstance(region, CudaRegion):
+                made.device_id = region.device
+        return response
 
     def unregister(self, kind: str, name: str) -> None:
         """Let go of a region, or of all of a kind; it is no error if there is none."""
         self._found().remove(kind, name)
 
     def _found(self) -> Regions:
-        return self.regions or Regions()
+        return self._regions or Regions()

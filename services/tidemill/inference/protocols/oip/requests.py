@@ -73,7 +73,8 @@ class Reader:
             raise Invalid(f"id: must have at most {MAX_ID} characters", reason="ID_TOO_LONG")
         options = parameters.options(request.parameters)
         inputs = self._inputs(request, configuration)
-        form = Form(request.id, not request.raw_input_contents, options.empty_final)
+        typed = not request.raw_input_contents and any(tensor.HasField("contents") for tensor in request.inputs)
+        form = Form(request.id, typed, options.empty_final)
         call = Call(
             inputs=inputs,
             outputs=wanted([output.name for output in request.outputs], configuration.signature, model),

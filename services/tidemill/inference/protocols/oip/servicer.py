@@ -19,6 +19,7 @@ from tidemill.inference.protocols.oip.requests import Reader
 from tidemill.inference.protocols.oip.responses import Writer
 from tidemill.inference.protocols.oip.unary import Response, Unary, header
 from tidemill.inference.repository import Repository
+from tidemill.inference.sharedmemory.cudart import Cuda, find
 from tidemill.inference.sharedmemory.regions import Regions
 from tidemill.inference.statistics import Snapshot
 from tidemill.inference.tracing import Tracing
@@ -83,6 +84,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         limits: what clients may ask for.
         control: loads and unloads models; None where that is not for clients to ask.
         regions: of shared memory; None where clients share none.
+        cuda: finds CUDA, for clients that share memory of GPUs.
         copies: the books that other processes keep of copies of versions, by the version's key.
     """
 
@@ -98,6 +100,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         limits: Limits,
         control: ModelControl | None = None,
         regions: Regions | None = None,
+        cuda: Callable[[], Cuda | None] = find,
         copies: Callable[[], Mapping[str, Snapshot]] = dict,
     ) -> None:
         self._repository = repository
@@ -109,7 +112,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         self._limits = limits
         self._control = control
         self._copies = copies
-        self._memory = SharedMemory(regions)
+        self._memory = SharedMemory(regions, cuda)
         self._reader = Reader(regions, limits.largest)
         self._writer = Writer(limits.mirror)
         self._unary = Unary(self._reader, self._writer, engine, tracing)
@@ -134,8 +137,7 @@ class OipServicer(pg.GRPCInferenceServiceServicer):
         extensions = [*_EXTENSIONS]
         if self._control is not None:
             extensions += _CONTROL
-        if self._memory.regions is not None:
-            extensions.append("system_shared_memory")
+        extensions += self._memory.extensions
         return pb.ServerMetadataResponse(name=identity.name, version=identity.release, extensions=extensions)
 
     def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:

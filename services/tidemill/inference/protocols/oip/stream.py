@@ -274,6 +274,6 @@ def _message(reply: Reply, writer: Writer, strict: bool) -> pb.ModelStreamInferR
             raise content
         message.error_message = content.message
         message.infer_response.id = exchange.id
-    if exchange.decoupled:
+    if exchange.loaded is not None:  # clients look for it in answers of any model
         responses.final(message.infer_response, reply.last)
     return message
