@@ -1,6 +1,7 @@
 """Workers that train over real shards in every mode: what comes out, slow ranks, replaced ranks, samples that count."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -320,13 +321,24 @@ class TestTogether:
     async def test_a_gradient_without_a_finite_loss_counts_nowhere(
         self, lab: Lab, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        class Diverging(ThreadedNetwork):
+            """A network whose third loss is not finite."""
+
+            steps = 0
+
+            def gradient(self, *given: Any) -> tuple[Flat, float]:
+                self.steps += 1
+                found, loss = super().gradient(*given)
+                return found, loss if self.steps < 3 else math.inf
+
         monkeypatch.setattr(parameters, "EARLY", 0)
-        job = MemoryJob(spec(optimizer=Component(name="sgd", parameters={"learning_rate": 1e18})))
-        worker = lab.start(job, 0)
-        await lab.join(worker)
+        monkeypatch.setattr(work, "Network", Diverging)
+        job = MemoryJob(spec())
+        await lab.join(lab.start(job, 0))
         ((_, error, final, step),) = job.failures
-        assert "loss is" in error
+        assert "loss is inf at step 2" in error
         assert final
+        assert step == 2
 
         async def gone() -> bool:
             return not any(g.members[0].bytes_in_flight for g in await lab.cluster.admin.get_group(GROUP))
