@@ -226,6 +226,43 @@ async def test_what_is_not_finite_is_refused_whole(codec: str) -> None:
         np.testing.assert_array_equal(values, first_values(ELEMENTS))
 
 
+async def test_what_one_shard_has_refused_counts_on_no_other() -> None:
+    async with shards(2) as cluster:
+        await prepared(cluster)
+        with cluster.client() as client:
+            given = gradient(ELEMENTS, 0, 0)
+            given[0] = np.nan
+            push = client.begin_push(given, worker=0, step=0)
+            push.ready(0, ELEMENTS)
+            await until(lambda: any(one.done() for one in push._running.futures), what="a shard refuses it")
+            with pytest.raises(errors.Invalid):
+                push.finish()
+            assert client.versions() == [0, 0]
+
+
+async def test_a_worker_that_is_silent_for_too_long_sends_all_when_all_is_there() -> None:
+    plain = await result(2, 1, train)
+    async with shards(2, silence_seconds=0.3) as cluster:
+        await prepared(cluster)
+        with cluster.client() as client:
+            values = client.pull(0)[1]
+            for step in range(STEPS):
+                backward = Backward(client, 0, step)
+                backward.compute(ELEMENTS // 2)
+
+                async def there() -> bool:
+                    return await in_flight(cluster) > 0
+
+                async def gone() -> bool:
+                    return not await there()
+
+                if step == 1:
+                    await until(there, what="something is there")
+                    await until(gone, what="the shards have waited for long enough")
+                client.exchange(backward.finish(), step + 1, values, worker=0)
+        np.testing.assert_array_equal(values, plain)
+
+
 async def test_a_push_that_is_refused_ends_its_pull() -> None:
     async with shards(2) as cluster:
         await prepared(cluster, workers=2)
