@@ -1,4 +1,4 @@
-"""Step time of push and pull by codec, `auto` among them, through a line of 1 Gb/s and on loopback."""
+"""Step time of push and pull by codec, and of gradients that leave during backward; at 1 Gb/s and on loopback."""
 
 import argparse
 import statistics
@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scripts.benchmarks.line.steps import run
+from scripts.benchmarks.line.steps import AFTER, DURING, run, turns
 from scripts.benchmarks.measuring import facts, gates
 from scripts.benchmarks.measuring.gates import Gate, Round
 from scripts.benchmarks.measuring.pinning import pin
@@ -24,6 +24,9 @@ QUICKER = {"bf16": 1.7, "int8": 2.5, "topk": 8.0}
 """Steps of fp32 over those of each codec, at least, through the line."""
 NEAR = 1.1
 """Most that a step of `auto` may take over one of the best codec that it may choose."""
+
+SOONER = 1.15
+"""A step of gradients that leave after backward over one of those that leave during it, at least, through the line."""
 
 
 def quicker(codec: str, limit: float) -> Gate:
@@ -44,7 +47,17 @@ def near(line: str, text: str) -> Gate:
     return Gate(f"{text}: step by auto / by the best that it may choose", ratio, NEAR)
 
 
+def sooner(line: str, text: str, limit: float) -> Gate:
+    """The promise of gradients that leave early."""
+
+    def ratio(found: Round) -> float:
+        return found[f"{line} {AFTER}"] / found[f"{line} {DURING}"]
+
+    return Gate(f"{text}: step of gradients sent after backward / during it", ratio, limit, least=True)
+
+
 GATES = [*(quicker(codec, limit) for codec, limit in QUICKER.items()), near(LINE, "1 Gb/s"), near(LOOPBACK, "loopback")]
+GATES += [sooner(LINE, "1 Gb/s", SOONER), sooner(LOOPBACK, "loopback", 1 / NEAR)]
 
 
 def main() -> int:
@@ -66,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--codecs", default=",".join(CODECS))
     parser.add_argument("--lines", default=f"{LINE},{LOOPBACK}")
     parser.add_argument("--elements", type=int, default=25_000_000, help="of the gradients, float32")
+    parser.add_argument("--backward", type=float, default=0.5, help="seconds; 0 = leave that comparison out")
     parser.add_argument("--gigabits", type=float, default=1.0, help="a second, each way, of the line")
     parser.add_argument("--warm", type=int, default=2, help="steps that are not timed, of each codec in each round")
     parser.add_argument("--steps", type=int, default=2, help="timed ones")
@@ -75,8 +89,8 @@ def arguments() -> argparse.Namespace:
         wrong = set(getattr(options, name).split(",")) - set(known)
         if wrong:
             parser.error(f"--{name}: {', '.join(sorted(wrong))}: none of {', '.join(known)}")
-    if options.elements < 1 or options.gigabits <= 0 or options.warm < 0 or options.steps < 1:
-        parser.error("--elements, --gigabits and --steps must be positive, --warm not negative")
+    if options.elements < 1 or options.gigabits <= 0 or options.steps < 1 or min(options.warm, options.backward) < 0:
+        parser.error("--elements, --gigabits and --steps must be positive, --warm and --backward not negative")
     return options
 
 
@@ -107,6 +121,10 @@ def measure(options: argparse.Namespace) -> tuple[list[dict[str, float]], dict[s
                         found[f"{name} up"], found[f"{name} down"] = steps.up, steps.down
                     if steps.chose:
                         notes[name] = steps.chose
+                if options.backward:
+                    print(f"round {number + 1}: {line}, backward", file=sys.stderr)
+                    times = turns(shard, ways[line][0], gradients, options.backward, options.warm, options.steps)
+                    found.update({f"{line} {kind}": statistics.median(spans) for kind, spans in times.items()})
     return rounds, notes
 
 
@@ -132,6 +150,13 @@ def show(figures: dict[str, float], notes: dict[str, str], options: argparse.Nam
                 *("-" if way is None else f"{way / 1e6:.2f}" for way in moved),
             )
         console.print(table)
+        times = [
+            f"{kind} {1000 * figures[f'{line} {kind}']:.1f}" for kind in (AFTER, DURING) if f"{line} {kind}" in figures
+        ]
+        if times:
+            console.print(
+                f"gradients that take {options.backward:g} s to come: step ms when they leave {', '.join(times)}"
+            )
     for name, note in notes.items():
         console.print(f"{name}: {note}")
 

@@ -60,6 +60,7 @@ async def test_what_is_chosen_after_some_pushes_is_what_is_sent(wanted: str) -> 
             total = np.zeros(elements)
             for step in range(2 * PUSHES + 2):
                 assert (client.choice is None) == (step <= 2 * PUSHES)
+                assert client.overlaps(0) == (client.choice is not None)
                 before = cluster.metric("tidemill_pushed_bytes_total")
                 given = gradient(elements, 0, step)
                 total += given

@@ -1,6 +1,7 @@
 """Workers that train over real shards in every mode: what comes out, slow ranks, replaced ranks, samples that count."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from tests.support.memorygroup import MemoryGroup
 from tests.support.shards import Shards, shards
 from tests.support.wait import until
 from tests.support.workers import FolderArtifacts, MemoryJob, ThreadedNetwork, Worker, spec
+from tidemill.clients import parameters
 from tidemill.clients.parameters import ParametersClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training.spec import Component, Consistency, EarlyStopping, JobSpec
@@ -78,6 +80,7 @@ class Lab:
             (folder / name).mkdir(exist_ok=True)
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.clients: list[ParametersClient] = []
+        self.overlap = True
         self._loop = cast(LoopThread, Borrowed(asyncio.get_running_loop()))
 
     def start(self, job: MemoryJob, rank: int, attempt: int = 0, hook: Hook = nothing) -> Worker:
@@ -90,7 +93,9 @@ class Lab:
 
         def connect(task: Task) -> RemoteGroup:
             codec = task.spec.codec
-            client = self.cluster.client(task.group, codec=codec.name or "fp32", codec_parameters=codec.parameters)
+            client = self.cluster.client(
+                task.group, codec=codec.name or "fp32", codec_parameters=codec.parameters, overlap=self.overlap
+            )
             own.append(client)
             self.clients.append(client)
             group = HookedGroup(task, self.cluster.admin, client, self._loop)
@@ -296,6 +301,50 @@ class TestTogether:
         for weights, epochs in found[1:]:
             assert same(weights, found[0][0])
             assert epochs == found[0][1]
+
+    async def test_gradients_that_leave_during_backward_change_no_bit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(parameters, "EARLY", 0)
+        wanted = spec(workers=2, model=Component(name="mlp", parameters={"hidden": [64, 64], "dropout": 0.3}))
+        found = []
+        for overlap in (False, True):
+            async with shards(2) as cluster:
+                folder = tmp_path / str(overlap)
+                folder.mkdir()
+                lab = Lab(folder, cluster)
+                lab.overlap = overlap
+                found.append(lab.weights(await lab.run(wanted)))
+                lab.close()
+        assert same(*found)
+
+    async def test_a_gradient_without_a_finite_loss_counts_nowhere(
+        self, lab: Lab, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Diverging(ThreadedNetwork):
+            """A network whose third loss is not finite."""
+
+            steps = 0
+
+            def gradient(self, *given: Any) -> tuple[Flat, float]:
+                self.steps += 1
+                found, loss = super().gradient(*given)
+                return found, loss if self.steps < 3 else math.inf
+
+        monkeypatch.setattr(parameters, "EARLY", 0)
+        monkeypatch.setattr(work, "Network", Diverging)
+        job = MemoryJob(spec())
+        await lab.join(lab.start(job, 0))
+        ((_, error, final, step),) = job.failures
+        assert "loss is inf at step 2" in error
+        assert final
+        assert step == 2
+
+        async def gone() -> bool:
+            return not any(g.members[0].bytes_in_flight for g in await lab.cluster.admin.get_group(GROUP))
+
+        await until(gone, what="what had left is gone")
+        assert await lab.clocks() == [step]
 
     async def test_a_staleness_of_0_is_the_same_to_the_bit(self, tmp_path: Path) -> None:
         found = []

@@ -144,6 +144,12 @@ class MemoryServer:
         self.hook("load", 0)
         self.group.load(values)
 
+    def begin(self, gradient: Flat, *, step: int, samples: int) -> None:
+        """Parts are of no use here."""
+
+    def abandon(self) -> None:
+        """Nothing has left."""
+
     def push(self, gradient: Flat, *, step: int, samples: int) -> None:
         self.hook("push", step)
         self.group.push(self.task.rank, self.task.attempt, step, gradient, samples)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from tidemill import errors
 from tidemill.clients.backoff import Backoff
@@ -66,6 +66,29 @@ class Calls:
         return not self._ended.wait(seconds)
 
 
+class Running(Generic[T]):
+    """An operation that was started.
+
+    Args:
+        calls: of all shards.
+        futures: the result of each shard.
+    """
+
+    def __init__(self, calls: Calls, futures: Sequence[Future[T]]) -> None:
+        self._calls = calls
+        self.futures = futures
+        """The result of each shard, in order."""
+
+    def result(self) -> list[T]:
+        """Wait for the results; raises as `Fanout.run`."""
+        return _results(self._calls, self.futures, ())
+
+    def end(self) -> None:
+        """Let it end as soon as it can, and wait for that."""
+        self._calls.end()
+        wait(self.futures)
+
+
 class Fanout:
     """Runs operations over `shards` shards.
 
@@ -79,31 +102,53 @@ class Fanout:
         self._shards = shards
         self._patience = patience
         self._changed = threading.Condition()
-        self._running: set[Calls] = set()
+        self._running: dict[Calls, int] = {}
         self._closed = False
         self._pool = ThreadPoolExecutor(shards, thread_name_prefix=name)
 
-    def run(self, operation: Callable[[int, Calls], T], shards: Sequence[int] | None = None) -> list[T]:
+    def run(
+        self,
+        operation: Callable[[int, Calls], T],
+        shards: Sequence[int] | None = None,
+        beside: Sequence[Future[Any]] = (),
+    ) -> list[T]:
         """The result of `operation(shard, calls)` for each shard, in order; the first error ends the others.
 
         It runs in the caller's context (trace, deadline), and again after a passing fault: it must be safe to repeat.
+
+        Args:
+            operation: what is done on one shard.
+            shards: which ones; None = all.
+            beside: what must go well, too, and is waited for: an error of it ends the operation, and is raised.
 
         Raises:
             Cancelled: this was closed, before or meanwhile.
             TidemillError: what the operation raised on the first shard where it failed.
         """
+        started = self.start(operation, shards)
+        return _results(started._calls, started.futures, beside)
+
+    def start(self, operation: Callable[[int, Calls], T], shards: Sequence[int] | None = None) -> Running[T]:
+        """Begin as `run`, and do not wait: `Running.result` does. Raises Cancelled when this was closed before."""
+        calls = Calls()
         futures: list[Future[T]] = []
-        with self._begun() as calls:
-            try:
-                for shard in range(self._shards) if shards is None else shards:
-                    context = contextvars.copy_context()
-                    futures.append(self._pool.submit(context.run, self._repeat, operation, shard, calls))
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                failed = [future for future in futures if future in done and future.exception() is not None]
-            finally:
-                calls.end()
-                wait(futures)
-        return [future.result() for future in failed or futures]
+        with self._changed:
+            if self._closed:
+                raise errors.Cancelled("the client is closed", reason="CLOSED")
+            self._running[calls] = 1
+        try:
+            for shard in range(self._shards) if shards is None else shards:
+                context = contextvars.copy_context()
+                futures.append(self._pool.submit(context.run, self._repeat, operation, shard, calls))
+                with self._changed:
+                    self._running[calls] += 1
+                futures[-1].add_done_callback(lambda _: self._less(calls))
+        except BaseException:
+            calls.end()
+            raise
+        finally:
+            self._less(calls)
+        return Running(calls, futures)
 
     def drop(self, shard: int) -> None:
         """Cancel the calls to one shard that run now."""
@@ -126,18 +171,12 @@ class Fanout:
             self._changed.wait_for(lambda: not self._running)
         self._pool.shutdown()
 
-    @contextmanager
-    def _begun(self) -> Iterator[Calls]:
-        calls = Calls()
+    def _less(self, calls: Calls) -> None:
+        """One of those who are at work with these calls has ended."""
         with self._changed:
-            if self._closed:
-                raise errors.Cancelled("the client is closed", reason="CLOSED")
-            self._running.add(calls)
-        try:
-            yield calls
-        finally:
-            with self._changed:
-                self._running.discard(calls)
+            self._running[calls] -= 1
+            if not self._running[calls]:
+                del self._running[calls]
                 self._changed.notify_all()
 
     def _repeat(self, operation: Callable[[int, Calls], T], shard: int, calls: Calls) -> T:
@@ -157,6 +196,16 @@ class Fanout:
                 late = now + pause > trouble + self._patience
                 if late or not passing(error) or not calls.pause(pause):
                     raise
+
+
+def _results(calls: Calls, futures: Sequence[Future[T]], beside: Sequence[Future[Any]]) -> list[T]:
+    try:
+        done, _ = wait([*futures, *beside], return_when=FIRST_EXCEPTION)
+        failed = [one for one in (*beside, *futures) if one in done and one.exception() is not None]
+    finally:
+        calls.end()
+        wait(futures)
+    return [future.result() for future in failed or futures]
 
 
 def passing(error: errors.TidemillError) -> bool:

@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import TracebackType
@@ -15,10 +16,11 @@ from opentelemetry import trace
 from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
-from tidemill.clients.fanout import Calls, Fanout
+from tidemill.clients.fanout import Calls, Fanout, Running
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.groupstate import GroupState
 from tidemill.clients.mosaic import assemble
+from tidemill.clients.outgoing import Cut, Departures, Push, Readiness
 from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.rows import Tables
 from tidemill.clients.sharedmemory import Segments, SharedSegment, SharedVersion, pieces
@@ -34,7 +36,7 @@ from tidemill.rpc.frames import Piece, frame, split
 from tidemill.rpc.options import channel_options
 from tidemill.tensors import blocks
 
-__all__ = ["LATEST", "GroupState", "Layout", "ParametersAdmin", "ParametersClient", "PushOutcome"]
+__all__ = ["LATEST", "GroupState", "Layout", "Outgoing", "ParametersAdmin", "ParametersClient", "PushOutcome"]
 
 Array: TypeAlias = blocks.Array
 
@@ -42,6 +44,9 @@ LATEST = -1
 """Asks a pull for the latest version that all shards have."""
 FLOAT = np.dtype("<f4")
 T = TypeVar("T")
+EARLY = 4 << 20
+"""Bytes of a gradient from which on it is worth it to send parts of it while others are computed. A smaller one takes a
+few milliseconds, and as much to share the processor with backward: on loopback 3 MB in 200 tensors are slower so."""
 MOST_VIEWS = 16
 """Of arrays in which versions lie, a shard rotates three; one that has begun anew has others."""
 
@@ -91,6 +96,10 @@ class PushOutcome:
     """The lowest version of a shard afterwards."""
 
 
+Outgoing: TypeAlias = Push[pb.PushResponse | None, PushOutcome]
+"""A push that has begun."""
+
+
 class ParametersClient:
     """Moves one group's parameters and gradients, for the loop of a worker. Errors are those of `tidemill.errors`.
 
@@ -108,6 +117,7 @@ class ParametersClient:
             timed, exact ones and ones by bf16 in turn, then `choice` says what was chosen, and why.
         codec_parameters: of the codec; those that are missing have defaults.
         arbiter: of a replicated group: decides which copy goes on alone when the other one is gone.
+        overlap: whether `overlaps` and `leaves_early` may say so.
 
     Raises:
         Invalid: there is no such codec, or a parameter of it is wrong.
@@ -124,6 +134,7 @@ class ParametersClient:
         codec: str = EXACT,
         codec_parameters: Mapping[str, float | bool] | None = None,
         arbiter: Arbiter | None = None,
+        overlap: bool = True,
     ) -> None:
         self.group = group
         self._replicas = Replicas(len(addresses), arbiter, self._lost)
@@ -140,9 +151,11 @@ class ParametersClient:
         self._segments = Segments(len(endpoints) if shared else 0)
         self._tracer = tracer
         self._up = Fanout(len(endpoints), patience, "push")
+        self._out = Fanout(len(endpoints), patience, "leave")
         self._down = Fanout(len(endpoints), patience, "pull")
         self._between = Fanout(len(endpoints), patience, "sums")
         self._mediation = Mediation(self._carry, self._give_up)
+        self._overlap = overlap
         options = channel_options([SERVICE], own_connection=True)
         self._channels = [grpc.insecure_channel(address, options) for address in (*endpoints, *endpoints)]
         pushing, pulling = self._channels[: len(endpoints)], self._channels[len(endpoints) :]
@@ -204,6 +217,10 @@ class ParametersClient:
             )
         return layout
 
+    @cached_property
+    def _cut(self) -> Cut:
+        return Cut(self.layout.parts)
+
     def versions(self) -> list[int]:
         """Each shard's version. In rounds, the least of them is where a worker resumes: the others keep it as well."""
         return [group.version for group in self._groups()]
@@ -260,9 +277,11 @@ class ParametersClient:
         values = self._vector(flat)
 
         def load(endpoint: int, calls: Calls) -> None:
+            parts = self.layout.parts[endpoint % self._shards]
+
             def requests() -> Iterator[bytes]:
                 yield pb.LoadRequest(name=self._name(endpoint)).SerializeToString()
-                for data in self._chunks(endpoint, lambda block: values[block.slice].data.cast("B")):
+                for data in self._chunks(parts, lambda block: values[block.slice].data.cast("B")):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
 
             self._call(endpoint, self._load[endpoint], requests(), calls)
@@ -293,10 +312,40 @@ class ParametersClient:
             self._tune(tuner, values)
         sent: dict[int, tuple[int, float]] = {}
         data = None if values is None else self._encoded(values, (worker, step, attempt))
+        responses = self._everywhere(self._pushing(values, header, data, sent))
+        if tuner is not None and tuner.choice is None:
+            slowest = max((taken for _, taken in sent.values()), default=0.0)
+            tuner.pushed(sum(elements for elements, _ in sent.values()), slowest)
+            self.choice = tuner.choice
+        return self._concluded(responses)
+
+    def _concluded(self, responses: Sequence[pb.PushResponse | None]) -> PushOutcome:
+        """What became of a push: None are the answers of copies that do not count any more."""
+        counted = [response for response in responses if response is not None]
+        return PushOutcome(all(r.duplicate for r in counted), min(r.version for r in counted))
+
+    def _pushing(
+        self,
+        values: Array | None,
+        header: pb.PushHeader,
+        data: "_Encoded | None",
+        sent: dict[int, tuple[int, float]],
+        readiness: Readiness | None = None,
+    ) -> Callable[[int, Calls], pb.PushResponse]:
+        """The push to one endpoint.
+
+        Args:
+            values: all gradients; None = there are no samples.
+            header: but for what is the endpoint's own.
+            data: the blocks as they travel.
+            sent: where to note the elements that went in messages, and the seconds, by endpoint.
+            readiness: which blocks are there; None = all.
+        """
+        step, there = header.step, readiness or Readiness(self._cut, whole=True)
 
         def push(endpoint: int, calls: Calls) -> pb.PushResponse:
             shard = endpoint % self._shards
-            segment = None if values is None else self._segment(endpoint, worker, attempt, calls)
+            segment = None if values is None else self._segment(endpoint, header.worker, header.attempt, calls)
             if segment is not None and not segment.free_for(step):
                 segment = None  # what lies there may still be needed
             own = pb.PushHeader()
@@ -306,18 +355,33 @@ class ParametersClient:
             if segment is None and self.codec != EXACT:
                 own.codec = self.codec
                 own.codec_parameters.update(self._codec_parameters)
-            if segment is not None and values is not None and not self._lies(endpoint, segment, values):
-                segment.write(values)
 
-            def requests() -> Iterator[bytes]:
+            refused: list[errors.TidemillError] = []
+
+            def requests(leaving: Departures) -> Iterator[bytes]:
                 yield pb.PushRequest(header=own).SerializeToString()
-                if data is not None and segment is None:
-                    for piece in self._chunks(endpoint, data):
+                if data is None or segment is not None:
+                    return
+                try:
+                    for piece in self._chunks(leaving, data):
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
+                except errors.TidemillError as error:
+                    # What cannot be encoded; gRPC would take it for a broken call. A block is missing: it is refused.
+                    refused.append(error)
 
-            begun = time.monotonic()
-            with self._segments.checked(endpoint):
-                response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(), calls)
+            with (
+                self._segments.checked(endpoint),
+                there.leaving(endpoint, shard, calls, early=segment is None) as leaving,
+            ):
+                begun = time.monotonic()
+                if segment is not None and values is not None and not self._lies(endpoint, segment, values):
+                    segment.write(values)
+                try:
+                    response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(leaving), calls)
+                except errors.TidemillError:
+                    if refused:
+                        raise refused[0] from None
+                    raise
             self._replicas.seen(shard, response.term)
             if segment is None:
                 elements = sum(block.elements for block in self.layout.parts[shard])
@@ -326,12 +390,77 @@ class ParametersClient:
                 segment.free()
             return response
 
-        responses = self._everywhere(push)
-        if tuner is not None and tuner.choice is None:
-            slowest = max((taken for _, taken in sent.values()), default=0.0)
-            tuner.pushed(sum(elements for elements, _ in sent.values()), slowest)
-            self.choice = tuner.choice
-        return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
+        return push
+
+    def begin_push(self, flat: Array, *, worker: int, step: int, attempt: int = 0, samples: int = 1) -> Outgoing:
+        """Begin a push of gradients that are still being computed; as `push`, but for this:
+
+        A block leaves as soon as `Outgoing.ready` was told that all of its elements are there; of those that are, the
+        front ones first. It counts when it is finished, and no shard has taken anything before. Until then `flat` must
+        be left alone but for the elements that are not there yet. To shards that share memory nothing leaves early.
+
+        Args:
+            flat: where the gradients will be: a contiguous vector of float32.
+            worker, step, attempt, samples: as for `push`; there must be samples.
+
+        Raises:
+            Invalid: the vector is not one of the group's length, contiguous and float32; or there are no samples.
+        """
+        values = self._vector(flat)
+        if not np.shares_memory(values, flat) or samples < 1:
+            raise invalid("flat", "must be contiguous, of float32, and of at least one sample")
+        header = pb.PushHeader(worker=worker, step=step, attempt=attempt, samples=samples)
+        data, readiness = self._encoded(values, (worker, step, attempt)), Readiness(self._cut)
+        data.remember()
+
+        def undo() -> None:
+            if data.undo():
+                self._last = (-1, -1, -1), None
+
+        def keep() -> None:
+            data.forget()
+            self._mediate(header)
+
+        def conclude(running: Running[pb.PushResponse | None]) -> PushOutcome:
+            with self._replicas.waiting(), self._mediation.watched():
+                return self._concluded(running.result())
+
+        push = self._counted(self._pushing(values, header, data, {}, readiness))
+        running = self._out.start(push, self._replicas.all())
+        return Push(readiness, running, conclude, keep, undo)
+
+    def exchange(
+        self,
+        push: Outgoing,
+        version: int,
+        out: Array | None = None,
+        *,
+        worker: int,
+        attempt: int = 0,
+    ) -> tuple[int, Array]:
+        """Finish a push, and pull what comes of it without waiting for its answer first; as `pull`.
+
+        The pull waits at each shard for the push itself, not here for all shards: so one shard sends while others
+        still receive. When the push fails, so does the pull; when the pull fails, the push is cancelled, and may have
+        counted.
+        """
+        with push:
+            return self.pull(version, out, worker=worker, attempt=attempt, beside=push.commit())
+
+    def overlaps(self, worker: int, attempt: int = 0) -> bool:
+        """Whether this worker gains by `begin_push` and `exchange`.
+
+        It does not while pushes are timed to choose a codec, or when all of its gradients lie in shared memory; and it
+        cannot where a push says at its beginning how long its whole gradient is.
+        """
+        if not self._overlap or self.layout.squares or (self._tuner is not None and self.choice is None):
+            return False
+        who = worker, attempt
+        return any(self._segments.held(endpoint, who) is None for endpoint in self._replicas.all())
+
+    def leaves_early(self, worker: int, attempt: int = 0) -> bool:
+        """Whether it gains by `begin_push` before its gradients are computed."""
+        return FLOAT.itemsize * self.layout.elements >= EARLY and self.overlaps(worker, attempt)
 
     def pull(
         self,
@@ -343,6 +472,7 @@ class ParametersClient:
         timeout: float | None = None,
         versions: Array | None = None,
         view: bool = False,
+        beside: Sequence[Future[Any]] = (),
     ) -> tuple[int, Array]:
         """The parameters: in rounds those of one version, the same on all shards, waited for; else as they are.
 
@@ -358,6 +488,7 @@ class ParametersClient:
             versions: where to put the version of each block, int64, by index of the block.
             view: whether the parameters may stay where they lie, if all shards share them: then another vector than
                 `out` is returned, which cannot be written to, and is valid until this worker pushes again.
+            beside: what must go well, too, and is waited for (see `exchange`).
 
         Returns:
             The version, the lowest one of a block, and all tensors one after the other.
@@ -381,7 +512,8 @@ class ParametersClient:
             request = pb.PullRequest(version=wanted, worker=worker, attempt=attempt)
             lying: list[SharedVersion | None] = [None] * self._shards
             try:
-                self._anywhere(self._down, partial(self._receive, request, flat, vector, ends, lying if view else None))
+                receive = partial(self._receive, request, flat, vector, ends, lying if view else None)
+                self._anywhere(self._down, receive, beside)
             except errors.OutOfRange:
                 if version != LATEST:
                     raise
@@ -594,6 +726,7 @@ class ParametersClient:
     def _give_up(self) -> None:
         """Let all end that may wait for a step that will not be made."""
         self._up.end()
+        self._out.end()
         self._down.end()
 
     def state(self) -> tuple[int, dict[str, dict[int, Array]]]:
@@ -638,12 +771,14 @@ class ParametersClient:
         position = pb.Position(version=state.version, steps=state.steps, clocks=state.clocks, samples=state.samples)
 
         def load(endpoint: int, calls: Calls) -> None:
+            parts = self.layout.parts[endpoint % self._shards]
+
             def requests() -> Iterator[bytes]:
                 yield pb.LoadRequest(name=self._name(endpoint), position=position).SerializeToString()
-                for data in self._chunks(endpoint, lambda block: values[block.slice].data.cast("B")):
+                for data in self._chunks(parts, lambda block: values[block.slice].data.cast("B")):
                     yield b"".join(frame(b"", pb.LoadRequest.BLOCK_FIELD_NUMBER, data))
                 for name, arrays in sorted(state.state.items()):
-                    for block in self.layout.parts[endpoint % self._shards]:
+                    for block in parts:
                         if block.index in arrays:
                             piece = pb.BlockData(block=block.index, data=arrays[block.index].astype(FLOAT).tobytes())
                             yield pb.LoadRequest(state=name, block=piece).SerializeToString()
@@ -685,6 +820,7 @@ class ParametersClient:
         self._replicas.close()
         self._between.close()
         self._up.close()
+        self._out.close()
         self._down.close()
         self._mediation.close()
         self._segments.close()
@@ -714,12 +850,14 @@ class ParametersClient:
     def _name(self, endpoint: int) -> str:
         return self.group if endpoint < self._shards else f"{self.group}{BACKUP}"
 
-    def _anywhere(self, fanout: Fanout, operation: Callable[[int, Calls], T]) -> list[T]:
-        """What one copy of each shard answers."""
+    def _anywhere(
+        self, fanout: Fanout, operation: Callable[[int, Calls], T], beside: Sequence[Future[Any]] = ()
+    ) -> list[T]:
+        """What one copy of each shard answers; `beside` as for `Fanout.run`."""
         while True:
             try:
                 with self._replicas.waiting(), self._mediation.watched():
-                    return fanout.run(partial(self._watched, operation), self._replicas.first())
+                    return fanout.run(partial(self._watched, operation), self._replicas.first(), beside)
             except Moved:
                 continue
 
@@ -730,6 +868,13 @@ class ParametersClient:
         endpoints: Sequence[int] | None = None,
     ) -> list[T]:
         """What all copies answer that count, of all shards or of `endpoints`."""
+        to = self._replicas.all() if endpoints is None else endpoints
+        with self._replicas.waiting(), self._mediation.watched():
+            answers = (fanout or self._up).run(self._counted(operation), to)
+        return [answer for answer in answers if answer is not None]
+
+    def _counted(self, operation: Callable[[int, Calls], T]) -> Callable[[int, Calls], T | None]:
+        """An operation on copies that may stop to count: then it gives None."""
 
         def counted(endpoint: int, calls: Calls) -> T | None:
             try:
@@ -737,9 +882,7 @@ class ParametersClient:
             except Moved:
                 return None
 
-        with self._replicas.waiting(), self._mediation.watched():
-            answers = (fanout or self._up).run(counted, self._replicas.all() if endpoints is None else endpoints)
-        return [answer for answer in answers if answer is not None]
+        return counted
 
     def _watched(self, operation: Callable[[int, Calls], T], endpoint: int, calls: Calls) -> T:
         """An operation on one copy, whose end is noticed."""
@@ -761,6 +904,7 @@ class ParametersClient:
     def _lost(self, endpoint: int) -> None:
         """Let calls to a copy that does not count any more end."""
         self._up.drop(endpoint)
+        self._out.drop(endpoint)
         self._down.drop(endpoint)
         self._between.drop(endpoint)
 
@@ -787,9 +931,11 @@ class ParametersClient:
             self.codec = tuner.codec
             self._codec = None if self.codec == EXACT else catalogue.make(self.codec)
 
-    def _chunks(self, endpoint: int, data_of: Callable[[blocks.Block], memoryview]) -> Iterator[list[Piece]]:
-        """The pieces of the `BlockData` of each block of a shard."""
-        for block in self.layout.parts[endpoint % self._shards]:
+    def _chunks(
+        self, found: Iterable[blocks.Block], data_of: Callable[[blocks.Block], memoryview]
+    ) -> Iterator[list[Piece]]:
+        """The pieces of the `BlockData` of each of some blocks."""
+        for block in found:
             data = data_of(block)
             start = pb.BlockData(block=block.index).SerializeToString()
             yield frame(start, pb.BlockData.DATA_FIELD_NUMBER, [data])
@@ -909,6 +1055,28 @@ class _Encoded:
         self._values = values
         self._lock = threading.Lock()
         self._kept: dict[int, memoryview] = {}
+        self._before: dict[int, tuple[blocks.Block, Array]] | None = None
+        self._undone = False
+
+    def remember(self) -> None:
+        """Until `forget`, keep what `undo` needs: the residual of each block that is encoded."""
+        with self._lock:
+            self._before = None if self._kept else {}
+
+    def forget(self) -> None:
+        """The push may have counted."""
+        with self._lock:
+            self._before = None
+
+    def undo(self) -> bool:
+        """Let residuals be as they were before this push, if it cannot have counted; whether that is so."""
+        with self._lock:
+            if self._before is None:
+                return False
+            for block, residual in self._before.values():
+                self._client.residuals.of(block)[:] = residual
+            self._before, self._undone = None, True
+            return True
 
     def __call__(self, block: blocks.Block) -> memoryview:
         """The data of a block. Blocks may be asked for by several threads at the same time."""
@@ -920,5 +1088,10 @@ class _Encoded:
         # What is encoded changes the residual: a repetition of the push must not encode it once more.
         with self._lock:
             if block.index not in self._kept:
-                self._kept[block.index] = codec.encode(values, self._client.residuals.of(block))
+                residual = self._client.residuals.of(block)
+                if self._undone:
+                    residual = residual.copy()  # a call that was cancelled has asked late
+                if self._before is not None:
+                    self._before[block.index] = block, residual.copy()
+                self._kept[block.index] = codec.encode(values, residual)
             return self._kept[block.index]

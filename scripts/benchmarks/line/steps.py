@@ -13,6 +13,9 @@ from tidemill.compression.choice import AUTO
 from tidemill.tensors.blocks import Array
 
 GROUP = "groups/line"
+AFTER, DURING = "after backward", "during backward"
+PIECES = 20
+"""In which gradients come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,43 @@ def run(shard: Shard, line: tuple[str, Helper | None], codec: str, gradients: Ar
             push, pull = map(list, zip(*times, strict=True))
             chose = "" if client.choice is None else f"{client.choice.codec}: {client.choice.reason}"
             return Steps(push, pull, chose, after.get("up"), after.get("down"))
+    finally:
+        asyncio.run(_remove(shard.address))
+
+
+def turns(shard: Shard, line: str, gradients: Array, backward: float, warm: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of steps whose gradients take time to come: sent after that, and while they come, in turn.
+
+    Args:
+        shard: one of ours.
+        line: the address to reach it by.
+        gradients: of each step.
+        backward: seconds in which they come, from the last one to the first; nothing is computed.
+        warm: steps of each kind before the timed ones.
+        steps: timed ones of each kind.
+    """
+    asyncio.run(_prepare(shard.address, len(gradients)))
+    try:
+        out = np.zeros_like(gradients)
+        with ParametersClient([shard.address], GROUP, shared=False) as straight:
+            straight.load(out)
+        found: dict[str, list[float]] = {AFTER: [], DURING: []}
+        with ParametersClient([line], GROUP, shared=False) as client:
+            for number in range(2 * (warm + steps)):
+                kind, began = (AFTER, DURING)[number % 2], time.perf_counter()
+                if kind == AFTER:
+                    time.sleep(backward)
+                    client.push(gradients, worker=0, step=number)
+                    client.pull(number + 1, out, worker=0)
+                else:
+                    push = client.begin_push(gradients, worker=0, step=number)
+                    for piece in reversed(range(PIECES)):
+                        time.sleep(backward / PIECES)
+                        push.ready(piece * len(out) // PIECES, (piece + 1) * len(out) // PIECES)
+                    client.exchange(push, number + 1, out, worker=0)
+                if number >= 2 * warm:
+                    found[kind].append(time.perf_counter() - began)
+        return found
     finally:
         asyncio.run(_remove(shard.address))
 

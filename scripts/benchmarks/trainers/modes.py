@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tidemill.clients.parameters import ParametersClient
+from tidemill.clients.parameters import Outgoing, ParametersClient
 
 
 @dataclass(slots=True)
@@ -18,6 +18,8 @@ class Worker:
     """The parameters: one vector of float32, computed with where it lies."""
     gradient: Any
     """Their gradients, likewise."""
+    outgoing: Outgoing | None = None
+    """The push of the step, when it has begun already."""
 
 
 def share(worker: Worker, step: int) -> int:
@@ -31,6 +33,19 @@ def push_and_pull(worker: Worker, step: int) -> int:
     """Push, then pull the version that all workers' pushes make, or without rounds what there is; the bytes moved."""
     worker.client.push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
     worker.client.pull(step + 1, worker.flat, worker=worker.rank)
+    return int(worker.gradient.nbytes + worker.flat.nbytes)
+
+
+def begun(worker: Worker, step: int) -> Outgoing:
+    """The push of a step, begun."""
+    return worker.client.begin_push(worker.gradient, worker=worker.rank, step=step, samples=worker.samples)
+
+
+def overlap(worker: Worker, step: int) -> int:
+    """The same as the workers of training jobs do it: large gradients have left during backward, pulls do not wait."""
+    push = worker.outgoing or begun(worker, step)
+    worker.outgoing = None
+    worker.client.exchange(push, step + 1, worker.flat, worker=worker.rank)
     return int(worker.gradient.nbytes + worker.flat.nbytes)
 
 
@@ -52,8 +67,12 @@ class Mode:
 
 MODES = {
     "bsp-grpc": Mode(client={"shared": False}),
+    "bsp-overlap": Mode(overlap, client={"shared": False}),
+    "bsp2-grpc": Mode(shards=2, client={"shared": False}),
+    "bsp2-overlap": Mode(overlap, shards=2, client={"shared": False}),
     "bsp-shm": Mode(share, client={"shared": True}),
     "asp-grpc": Mode(client={"shared": False}, group={"mode": "asp"}, exact=False),
+    "asp-overlap": Mode(overlap, client={"shared": False}, group={"mode": "asp"}, exact=False),
     "sparse-grpc": Mode(client={"shared": False}, group={"sparse": ("t0",)}),
     "asp-shm": Mode(client={"shared": True}, group={"mode": "asp"}, exact=False),
 }

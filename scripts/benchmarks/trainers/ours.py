@@ -1,6 +1,7 @@
 """Tidemill's parameter server: shards in processes of their own, workers with `ParametersClient`."""
 
 import asyncio
+import itertools
 import json
 import sys
 import time
@@ -15,7 +16,7 @@ from tidemill.clients.parameters import ParametersAdmin, ParametersClient
 from tidemill.rpc.allocator import keep_all
 from trainers import nets
 from trainers.job import Job, train
-from trainers.modes import MODES, Mode, Worker, share
+from trainers.modes import MODES, Mode, Worker, begun, overlap, share
 
 GROUP = "groups/benchmark"
 PATIENCE = 60.0
@@ -103,13 +104,18 @@ def main(role: str, index: int, job: Job) -> None:
             """Copy a gradient where it belongs: that moves less than to clear that place and add to it."""
             places[number].copy_(value.grad)
             value.grad = None
+            if worker.outgoing is not None:
+                worker.outgoing.ready(starts[number], starts[number] + value.numel())
 
         places = [torch.empty(0)] * len(values)
+        starts = [0, *itertools.accumulate(value.numel() for value in values)]
         for number, value in enumerate(values):
             value.register_post_accumulate_grad_hook(partial(put, number))
 
         def step(i: int) -> int:
             take()
+            if mode.exchange is overlap and client.leaves_early(index):
+                worker.outgoing = begun(worker, i)
             net(*batches[i % len(batches)]).backward()
             moved = mode.exchange(worker, i)
             take()

@@ -55,8 +55,22 @@ class ParameterServer(Protocol):
     def load(self, values: Flat) -> None:
         """Set the first values; the same again changes nothing."""
 
+    def begin(self, gradient: Flat, *, step: int, samples: int) -> Callable[[int, int], None] | None:
+        """Prepare the push of a gradient that is about to be computed; `push` or `abandon` follows.
+
+        Returns:
+            What is to be told, in any order, that the elements from one position to another are there: they may leave
+            at once. None when parts are of no use.
+        """
+
+    def abandon(self) -> None:
+        """There will be no push of what was begun: no shard has taken anything of it."""
+
     def push(self, gradient: Flat, *, step: int, samples: int) -> None:
-        """Hand in this worker's mean gradient over `samples` samples; the same again changes nothing."""
+        """Hand in this worker's mean gradient over `samples` samples; the same again changes nothing.
+
+        What was begun may still be on its way afterwards: then the next pull waits for it, and raises its errors.
+        """
 
     def pull(self, version: int) -> Flat:
         """The parameters at a version, once it is there; the version before the latest is still there.
@@ -216,6 +230,9 @@ class Strategy(ABC):
     @abstractmethod
     def leave(self) -> None:
         """The job goes on with others: end calls that wait, and let go of what this one holds."""
+
+    def abandon(self) -> None:  # noqa: B027 - not every strategy begins early
+        """No `exchange` follows `begin`: the gradient could not be computed."""
 
     def clocks(self) -> Sequence[int] | None:
         """Steps that each worker has done; None when all have done as many as this one."""

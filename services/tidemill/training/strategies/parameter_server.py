@@ -66,6 +66,14 @@ class ParameterServerStrategy(Strategy):
             with self._kept():
                 server.load(first())
 
+    def begin(self, step: int, gradient: Flat, samples: int) -> Callable[[int, int], None] | None:
+        """Parts of the gradient leave as soon as they are there."""
+        return self._server.begin(gradient, step=step, samples=samples)
+
+    def abandon(self) -> None:
+        """End what has left: it counts for nothing."""
+        self._server.abandon()
+
     def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
         """Push, and pull what comes out: in rounds that version, else what is there."""
         with self._kept():

@@ -11,7 +11,7 @@ from tidemill.clients import snapshots
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
-from tidemill.clients.parameters import ParametersAdmin, ParametersClient
+from tidemill.clients.parameters import Outgoing, ParametersAdmin, ParametersClient
 from tidemill.clients.workers import WorkerClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training import convert
@@ -109,6 +109,7 @@ class RemoteGroup:
         self._client = client
         self._loop = loop
         self._flat: Flat | None = None
+        self._outgoing: Outgoing | None = None
 
     def create(
         self, tensors: Sequence[tuple[str, tuple[int, ...]]], optimizer: str, options: Mapping[str, Any]
@@ -139,9 +140,30 @@ class RemoteGroup:
         """Set the first values."""
         self._client.load(values)
 
+    def begin(self, gradient: Flat, *, step: int, samples: int) -> Callable[[int, int], None] | None:
+        """Begin a push, when parts of it may leave early."""
+        self.abandon()
+        if not samples or not self._client.leaves_early(self._task.rank, self._task.attempt):
+            return None
+        return self._begun(gradient, step, samples).ready
+
+    def _begun(self, gradient: Flat, step: int, samples: int) -> Outgoing:
+        rank, attempt = self._task.rank, self._task.attempt
+        self._outgoing = self._client.begin_push(gradient, worker=rank, step=step, attempt=attempt, samples=samples)
+        return self._outgoing
+
+    def abandon(self) -> None:
+        """Cancel the push that was begun."""
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            outgoing.cancel()
+
     def push(self, gradient: Flat, *, step: int, samples: int) -> None:
-        """Hand in this worker's mean gradient."""
+        """Hand in this worker's mean gradient; where it travels, the next pull waits for the answers."""
         client, task = self._client, self._task
+        if self._outgoing is not None or (samples and client.overlaps(task.rank, task.attempt)):
+            (self._outgoing or self._begun(gradient, step, samples)).commit()
+            return
         before = client.choice
         client.push(gradient, worker=task.rank, step=step, attempt=task.attempt, samples=samples)
         if client.choice is not before and client.choice is not None:
@@ -152,6 +174,9 @@ class RemoteGroup:
         rank, attempt = self._task.rank, self._task.attempt
         if self._flat is None:
             self._flat = np.empty(self._client.layout.elements, np.float32)
+        outgoing, self._outgoing = self._outgoing, None
+        if outgoing is not None:
+            return self._client.exchange(outgoing, version, self._flat, worker=rank, attempt=attempt)[1]
         _, found = self._client.pull(version, self._flat, worker=rank, attempt=attempt, view=True)
         return found
 
@@ -169,6 +194,7 @@ class RemoteGroup:
 
     def close(self) -> None:
         """Let calls that wait end."""
+        self.abandon()
         self._client.close()
 
     def snapshot(self) -> Held:

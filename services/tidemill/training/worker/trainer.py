@@ -176,9 +176,13 @@ class Trainer:
         part = self._schedule.part(order, step, self._task.rank)
         seed = derive(self._task.spec.seed, "step", self._task.rank, step)
         ready = self._strategy.begin(step, self._network.slope, len(part))
-        gradient, loss = self._network.gradient(self._samples.x[part], self._samples.y[part], seed, ready)
-        if not math.isfinite(loss):
-            raise FailedPrecondition(f"loss is {loss} at step {step}", reason="LOSS_NOT_FINITE")
+        try:
+            gradient, loss = self._network.gradient(self._samples.x[part], self._samples.y[part], seed, ready)
+            if not math.isfinite(loss):
+                raise FailedPrecondition(f"loss is {loss} at step {step}", reason="LOSS_NOT_FINITE")
+        except BaseException:
+            self._strategy.abandon()
+            raise
         flat: Flat = self._strategy.exchange(step, gradient, len(part))
         self._network.load(flat)
         self._loss += loss * len(part)
