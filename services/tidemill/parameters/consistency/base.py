@@ -1,5 +1,6 @@
 """What a way of consistency is: it takes whole pushes, applies them, and says who may read what."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +19,7 @@ from tidemill.parameters.rule import Guard, Rule, run
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
 from tidemill.parameters.sharedmemory import Memory
+from tidemill.parameters.stragglers import Roll
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
 FLOAT = np.dtype("<f4")
@@ -51,12 +53,14 @@ class Reading:
         blocks: each block of the part with its values and its own version.
         close: to be called when the reading is over, under the group's lock.
         memory: where all of it lies, if workers can read it there.
+        ranks: whose gradients it was made of, where some may be dropped.
     """
 
     version: int
     blocks: Iterable[tuple[Block, Array, int]]
     close: Callable[[], None] = nothing
     memory: Memory | None = None
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,10 @@ class Consistency(ABC):
         """Where gradients that come are gathered."""
         self.lanes = ALONE
         """Make steps; others may be given before the first."""
+        self.time: Callable[[], float] = time.monotonic
+        """Tells how late workers are; another one may be given before the first step."""
+        self.roll = Roll(definition.stragglers, definition.workers, decides=definition.shard == 0)
+        """Who makes which round, where there are rounds."""
 
     def step(
         self,
@@ -266,6 +274,10 @@ class Consistency(ABC):
     @abstractmethod
     def failed(self, header: Header) -> None:
         """`apply` has raised, and the group has ended."""
+
+    def due(self) -> bool:
+        """Whether something is to be applied now, by who asks, without another push."""
+        return False
 
     @property
     def arrived(self) -> tuple[int, ...]:

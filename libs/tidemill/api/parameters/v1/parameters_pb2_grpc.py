@@ -71,6 +71,11 @@ class ParameterServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.FromString,
                 _registered_method=True)
+        self.CloseRound = channel.unary_unary(
+                '/tidemill.api.parameters.v1.ParameterService/CloseRound',
+                request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.FromString,
+                _registered_method=True)
         self.Attach = channel.unary_unary(
                 '/tidemill.api.parameters.v1.ParameterService/Attach',
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.AttachRequest.SerializeToString,
@@ -143,7 +148,8 @@ class ParameterServiceServicer(object):
 
         BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
         group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-        up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+        up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+        does not wait for stragglers; a round without samples advances
         the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
         FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -166,6 +172,17 @@ class ParameterServiceServicer(object):
         A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
         SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
         RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseRound(self, request, context):
+        """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+        has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+        all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+        done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+        this shard decides by itself (NO_VERDICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -239,6 +256,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.SerializeToString,
+            ),
+            'CloseRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseRound,
+                    request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.SerializeToString,
             ),
             'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
@@ -451,6 +473,33 @@ class ParameterService(object):
             '/tidemill.api.parameters.v1.ParameterService/Pull',
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullRequest.SerializeToString,
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.PullResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.parameters.v1.ParameterService/CloseRound',
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.SerializeToString,
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,7 +62,8 @@ class ParameterServiceStub:
 
     BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
     group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-    up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+    up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+    does not wait for stragglers; a round without samples advances
     the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
     FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -81,6 +82,13 @@ class ParameterServiceStub:
     A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+    """
+    CloseRound: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.CloseRoundRequest, _parameters_pb2.CloseRoundResponse]
+    """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+    has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+    all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+    done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+    this shard decides by itself (NO_VERDICT).
     """
     Attach: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -124,7 +132,8 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
 
     BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
     group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-    up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+    up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+    does not wait for stragglers; a round without samples advances
     the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
     FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -143,6 +152,13 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
     SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
     RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+    """
+    CloseRound: _aio.UnaryUnaryMultiCallable[_parameters_pb2.CloseRoundRequest, _parameters_pb2.CloseRoundResponse]  # type: ignore[assignment]
+    """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+    has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+    all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+    done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+    this shard decides by itself (NO_VERDICT).
     """
     Attach: _aio.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]  # type: ignore[assignment]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -219,7 +235,8 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
 
         BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
         group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-        up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+        up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+        does not wait for stragglers; a round without samples advances
         the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
         FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -244,6 +261,19 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         A worker that says who it is and at which clock waits until its own pushes of earlier clocks were applied, and with
         SSP until every worker's clock is at least its own less the staleness: so it sees all updates of clocks before that.
         RESOURCE_EXHAUSTED with a retry delay when too many calls wait already.
+        """
+
+    @_abc_1.abstractmethod
+    def CloseRound(
+        self,
+        request: _parameters_pb2.CloseRoundRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_parameters_pb2.CloseRoundResponse, _abc.Awaitable[_parameters_pb2.CloseRoundResponse]]:
+        """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+        has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+        all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+        done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+        this shard decides by itself (NO_VERDICT).
         """
 
     @_abc_1.abstractmethod
