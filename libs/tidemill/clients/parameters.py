@@ -22,6 +22,7 @@ from tidemill.clients.mosaic import assemble
 from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.rows import Tables
 from tidemill.clients.sharedmemory import Segments, SharedSegment, SharedVersion, pieces
+from tidemill.clients.verdicts import Order, Verdicts
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
 from tidemill.compression.residuals import Residuals
@@ -59,6 +60,8 @@ class Layout:
     """Whether the workers make each step together, so that all shards have the same versions."""
     sparse: tuple[int, ...] = ()
     """Positions of the tensors whose gradients come as rows."""
+    drops: bool = False
+    """Whether rounds close without the slowest workers."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -84,6 +87,8 @@ class PushOutcome:
     """Whether it was a repetition on every shard."""
     version: int
     """The lowest version of a shard afterwards."""
+    dropped: bool = False
+    """Whether its round has closed without it, so that it counts for nothing: pull the latest version."""
 
 
 class ParametersClient:
@@ -153,6 +158,7 @@ class ParametersClient:
         self._lying: dict[bytes, SharedVersion] = {}
         self._views: dict[tuple[int, ...], tuple[list[SharedVersion], Array | None]] = {}
         self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
+        self._verdicts = Verdicts(self._shards, self._close_round)
 
     @property
     def keeps_residual(self) -> bool:
@@ -177,7 +183,8 @@ class ParametersClient:
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
         way = groups[0].consistency
         rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
-        layout = Layout(tensors, parts, groups[0].workers, rounds, tuple(groups[0].sparse))
+        drops = groups[0].stragglers.policy == pb.Stragglers.POLICY_DROP
+        layout = Layout(tensors, parts, groups[0].workers, rounds, tuple(groups[0].sparse), drops)
         if groups[0].durability.mode == pb.Durability.MODE_REPLICATED and self._replicas.endpoints == self._shards:
             raise errors.FailedPrecondition(f"{self.group} has copies: an arbiter is needed", reason="NO_ARBITER")
         held = sorted((block for part in parts for block in part), key=lambda block: block.index)
@@ -192,6 +199,10 @@ class ParametersClient:
     def versions(self) -> list[int]:
         """Each shard's version. In rounds, the least of them is where a worker resumes: the others keep it as well."""
         return [group.version for group in self._groups()]
+
+    def samples(self) -> int:
+        """Samples whose gradients were applied on all shards."""
+        return min(group.samples for group in self._groups())
 
     def clocks(self, worker: int) -> list[int]:
         """For each shard the step that the worker's next push is for; the least of them is where it resumes.
@@ -252,6 +263,7 @@ class ParametersClient:
         if tuner is not None and values is not None:
             self._tune(tuner, values)
         sent: dict[int, tuple[int, float]] = {}
+        order = Order(self._shards if self.layout.drops else 1)
         data = None if values is None else self._encoded(values, (worker, step, attempt))
 
         def push(endpoint: int, calls: Calls) -> pb.PushResponse:
@@ -276,9 +288,13 @@ class ParametersClient:
                         yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
 
             begun = time.monotonic()
+            self._verdicts.repeat(endpoint, step, calls)
             with self._segments.checked(endpoint):
-                response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(), calls)
+                messages = order.of(shard, requests()) if self.layout.drops else requests()
+                response: pb.PushResponse = self._call(endpoint, self._push[endpoint], messages, calls)
             self._replicas.seen(shard, response.term)
+            if endpoint == 0:
+                self._verdicts.learn(step, response.ranks, calls)
             if segment is None:
                 elements = sum(block.elements for block in self.layout.parts[shard])
                 sent[endpoint] = elements, time.monotonic() - begun
@@ -286,12 +302,13 @@ class ParametersClient:
                 segment.free()
             return response
 
-        responses = self._everywhere(push)
+        responses = self._everywhere(order.around(push))
+        dropped = responses[0].dropped
         if tuner is not None and tuner.choice is None:
             slowest = max((taken for _, taken in sent.values()), default=0.0)
             tuner.pushed(sum(elements for elements, _ in sent.values()), slowest)
             self.choice = tuner.choice
-        return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses))
+        return PushOutcome(all(r.duplicate for r in responses), min(r.version for r in responses), dropped)
 
     def pull(
         self,
@@ -337,7 +354,7 @@ class ParametersClient:
             raise invalid("versions", f"must be a vector of {blocks} int64")
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            wanted = min(self.versions()) if version == LATEST and layout.rounds else version
+            wanted = self._latest() if version == LATEST and layout.rounds else version
             request = pb.PullRequest(version=wanted, worker=worker, attempt=attempt)
             lying: list[SharedVersion | None] = [None] * self._shards
             try:
@@ -352,6 +369,11 @@ class ParametersClient:
                     if version_lies is not None:
                         version_lies.read(flat)
             return int(vector.min()), flat if found is None else found
+
+    def _latest(self) -> int:
+        """The latest version that can be pulled: where some are dropped shard 0 leads, and the others will have it."""
+        versions = self.versions()
+        return versions[0] if self.layout.drops else min(versions)
 
     def gradient_memory(self, worker: int, attempt: int = 0) -> Array | None:
         """A flat vector in the memory that this worker shares with the shards: gradients in it need not be copied.
@@ -740,6 +762,7 @@ class ParametersClient:
         own.CopyFrom(request)
         own.name = self._name(endpoint)
         own.shared = segment is not None
+        self._verdicts.repeat(endpoint, request.version - 1, calls)
         missing = {block.index: block for block in parts}
         with (
             self._segments.checked(endpoint),
@@ -749,6 +772,8 @@ class ParametersClient:
             in_segment = segment is not None
             for response, data in map(_received, call):
                 in_segment = in_segment and not data and not response.HasField("memory")
+                if response.ranks and endpoint == 0:
+                    self._verdicts.learn(response.version - 1, response.ranks, calls)
                 if response.HasField("memory"):
                     there = self._version(endpoint, response.memory)
                     if lying is None:
@@ -773,6 +798,10 @@ class ParametersClient:
             if in_segment:
                 segment.read(flat)
             segment.pulled(request.version)
+
+    def _close_round(self, shard: int, step: int, ranks: Sequence[int], calls: Calls) -> None:
+        request = pb.CloseRoundRequest(name=self.group, step=step, ranks=ranks)
+        self._call(shard, self._pulling[shard].CloseRound, request, calls, DEFAULT_TIMEOUT)
 
     def _version(self, endpoint: int, offer: pb.SharedMemory) -> SharedVersion:
         """Memory in which a version lies. Raises Unavailable: the shard shares none after all; the call is repeated."""
