@@ -489,7 +489,8 @@ class Group:
 
     def _patience(self) -> float | None:
         way = self._alive()
-        return way.roll.patience(way.arrived, way.time())
+        # While a round closes, its end is what changes something.
+        return None if way.busy(NOBODY) else way.roll.patience(way.arrived, way.time())
 
     def _repeated(self, header: Header, alive: Callable[[], bool]) -> Outcome:
         with self._changed:

@@ -262,6 +262,35 @@ class TestDropping:
             world.push(worker)
         assert ranks(world.group, 1) == (0, 1, 2, 3)
 
+    def test_nobody_keeps_looking_at_the_time_while_a_round_closes(self) -> None:
+        world = World(DROP)
+        closing, go, looked = threading.Event(), threading.Event(), 0
+
+        def step(*_: Any, **__: Any) -> None:
+            closing.set()
+            assert go.wait(30)
+
+        def now() -> float:
+            nonlocal looked
+            looked += 1
+            return 0.0
+
+        world.group._way.step = step  # type: ignore[union-attr, method-assign]
+        with ThreadPoolExecutor(2) as pool:
+            for worker in (1, 2):
+                world.push(worker)
+            last = pool.submit(world.push, 0)
+            assert closing.wait(30)
+            world.group._way.time = now  # type: ignore[union-attr]
+            waiting = pool.submit(pull, world.group, 1, 1)
+            while not world.group.status().members[1].waits_for:
+                threading.Event().wait(0.001)
+            before = looked
+            threading.Event().wait(0.05)
+            assert looked - before <= 2
+            go.set()
+            assert (last.result(30).version, waiting.result(30).size) == (1, ELEMENTS)
+
     def test_versions_are_not_shared_where_old_ones_may_still_be_read(self) -> None:
         world = World(DROP)
         world.group.attach(1, 0)
