@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.test_strategy_modes import GROUP, SAMPLES, STEPS, Died, Lab
+from tests.integration.test_strategy_modes import GROUP, SAMPLES, STEPS, Died, Hook, Lab
 from tests.support.shards import shards
 from tests.support.wait import until
 from tests.support.workers import MemoryJob, ThreadedNetwork, Worker, spec
@@ -62,7 +62,7 @@ class Behind:
 
 
 async def trained(lab: Lab, behind: Behind) -> MemoryJob:
-    hooks = {0: behind.first, 2: behind.slow}
+    hooks: dict[int, Hook] = {0: behind.first, 2: behind.slow}
     return await lab.run(spec(workers=3, epochs=EPOCHS, stragglers=DROP), hooks)
 
 

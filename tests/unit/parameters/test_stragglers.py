@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -373,7 +374,9 @@ class TestFailing:
             world.later(4.9)
             assert not any(one.done() for one in waiting)
             world.later(0.2)
-            for attempt in (*(lambda one=one: one.result(30) for one in waiting), lambda: world.push(0)):
+            attempts: list[Callable[[], Any]] = [partial(one.result, 30) for one in waiting]
+            attempts.append(lambda: world.push(0))
+            for attempt in attempts:
                 with pytest.raises(errors.DeadlineExceeded) as failed:
                     attempt()
                 assert failed.value.reason == "STRAGGLERS"
