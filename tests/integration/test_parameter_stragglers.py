@@ -357,6 +357,7 @@ async def test_the_first_message_of_a_pull_says_whose_gradients_it_is_made_of() 
         ({**DROP, "arrival_order": True}, "arrival"),
         ({**DROP, "durability": "replicated"}, "copies"),
         ({**DROP, "most_dropped": 4}, "workers"),
+        ({**DROP, "clip_norm": 1.0}, "sums over all shards"),
         ({"stragglers": "fail"}, "more than 0"),
     ],
 )

@@ -81,6 +81,10 @@ def complete(spec: JobSpec) -> JobSpec:
         check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
     if done.clip_norm and done.shards > 1:
         check.add("spec.clip_norm", f"needs all gradients in one place: 1 shard, not {done.shards}")
+    if done.stragglers.drops and done.shards > 1 and (done.clip_norm or done.optimizer.name == "lamb"):
+        check.add(
+            "spec.stragglers.policy", "cannot be drop on many shards with clip_norm or lamb: a step needs them all"
+        )
     if done.durability.mode == "replicated" and done.shards == 1:
         check.add("spec.shards", "must be 2 at least: each has a copy on another one")
     if done.durability.mode == "checkpoint" and not done.consistency.waits and done.shards > 1:

@@ -22,6 +22,7 @@ from tidemill.training.spec import (
 
 GOOD = JobSpec(model=Component(name="mlp"), dataset=Dataset(builtin="iris"))
 ARTIFACT = Dataset(artifact="a" * 64)
+MANY = {"workers": 2, "shards": 2}
 DROP = Stragglers(policy="drop", most=1)
 FAIL = Stragglers(policy="fail", after_seconds=30.0)
 REDUCED = {"strategy": "all_reduce"}
@@ -128,6 +129,7 @@ def test_what_is_left_out_gets_its_default() -> None:
         ({"stragglers": FAIL, "durability": Durability(mode="replicated")}, "spec.stragglers.policy"),
         ({"workers": 2, "stragglers": DROP, "consistency": Consistency(arrival_order=True)}, "spec.stragglers.policy"),
         ({"workers": 1, "stragglers": DROP}, "spec.stragglers.policy"),
+        ({**MANY, "optimizer": Component(name="lamb"), "stragglers": DROP}, "spec.stragglers.policy"),
         ({"workers": 2, "stragglers": replace(DROP, most=2)}, "spec.stragglers.most"),
         ({"workers": 2, "stragglers": replace(DROP, most=0)}, "spec.stragglers.most"),
         ({"stragglers": replace(FAIL, most=1)}, "spec.stragglers.most"),

@@ -252,7 +252,8 @@ class Stragglers(_message.Message):
         POLICY_DROP: Stragglers._Policy.ValueType  # 2
         """The round closes without the slowest, as with the backup workers of Chen et al. 2016, and its mean is that of the
         others. Shard 0 decides: with all who have pushed there when these are enough, rank 0 among them. The other shards
-        wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, or with sparse tensors.
+        wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, with sparse tensors, or on
+        many shards with clipping or a layer-wise optimizer.
         """
         POLICY_FAIL: Stragglers._Policy.ValueType  # 3
         """The group ends: every call that waits on it, and all that follow but DeleteGroup, are DEADLINE_EXCEEDED with reason
@@ -269,7 +270,8 @@ class Stragglers(_message.Message):
     POLICY_DROP: Stragglers.Policy.ValueType  # 2
     """The round closes without the slowest, as with the backup workers of Chen et al. 2016, and its mean is that of the
     others. Shard 0 decides: with all who have pushed there when these are enough, rank 0 among them. The other shards
-    wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, or with sparse tensors.
+    wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, with sparse tensors, or on
+    many shards with clipping or a layer-wise optimizer.
     """
     POLICY_FAIL: Stragglers.Policy.ValueType  # 3
     """The group ends: every call that waits on it, and all that follow but DeleteGroup, are DEADLINE_EXCEEDED with reason

@@ -222,7 +222,7 @@ class Stragglers(_message.Message):
     """`wait`: the others wait for them. `drop`: a step is made without the slowest, whose gradients of it count for nothing;
     they go on where the others are. Worker 0 is always waited for: it measures and exports. `fail`: the job fails, and says
     who was late. Empty = `wait`. Neither `drop` nor `fail` goes with the durability `replicated`, nor `drop` with gradients
-    that are added up in order of arrival.
+    that are added up in order of arrival, or on many shards with `clip_norm` or `lamb`.
     """
     most: _builtins.int
     """`drop`: most workers without which a step is made, 1 to the number of workers - 1. Otherwise 0."""
