@@ -1,4 +1,4 @@
-"""Throughput and loss of BSP, SSP and ASP when steps of workers are slow at random, on a real shard."""
+"""Throughput and loss of BSP (also without the slowest), SSP and ASP when steps are slow at random, on a real shard."""
 
 import argparse
 import sys
@@ -15,6 +15,7 @@ from scripts.benchmarks.straggling.delays import Delays
 
 WAYS = {
     "bsp": Way(text="BSP", mode="bsp"),
+    "drop1": Way(text="BSP without the slowest", mode="bsp", most_dropped=1),
     "ssp3": Way(text="SSP, at most 3 steps apart", mode="ssp", staleness=3),
     "asp": Way(text="ASP", mode="asp"),
 }

@@ -54,10 +54,11 @@ class HookedGroup(RemoteGroup):
 
     hook: Hook = staticmethod(nothing)
 
-    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
+    def push(self, gradient: Flat, *, step: int, samples: int) -> bool:
         self.hook("push", step)
-        super().push(gradient, step=step, samples=samples)
+        counts = super().push(gradient, step=step, samples=samples)
         self.hook("pushed", step)
+        return counts
 
 
 @dataclass

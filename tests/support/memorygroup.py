@@ -150,14 +150,21 @@ class MemoryServer:
     def abandon(self) -> None:
         """Nothing has left."""
 
-    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
+    def push(self, gradient: Flat, *, step: int, samples: int) -> bool:
         self.hook("push", step)
         self.group.push(self.task.rank, self.task.attempt, step, gradient, samples)
         self.hook("pushed", step)
+        return True
 
     def pull(self, version: int) -> Flat:
         self.hook("pull", version)
         return self.group.pull(version)
+
+    def latest(self) -> tuple[int, Flat]:
+        raise NotImplementedError("this group waits for all")
+
+    def samples(self) -> int:
+        raise NotImplementedError("this group waits for all")
 
     def versions(self) -> list[int]:
         return [self.group.version()]

@@ -52,6 +52,9 @@ class ParametersAdmin:
         durability: str = "none",
         fsync: bool = False,
         sparse: Collection[str] = (),
+        stragglers: str = "wait",
+        most_dropped: int = 0,
+        after_seconds: float = 0.0,
     ) -> list[pb.Group]:
         """The new group's part on each shard, still without values; once more with the same content, the same.
 
@@ -75,6 +78,10 @@ class ParametersAdmin:
                 the next shard has a copy.
             fsync: for `wal`: whether that also holds for the end of the machine.
             sparse: names of the tensors of two dimensions whose gradients come as the rows that were touched.
+            stragglers: what becomes, in rounds, of workers that are late: `wait`, `drop` or `fail`.
+            most_dropped: for `drop`: most workers without which a round closes.
+            after_seconds: since the first push of a round: for `drop`, until which the missing are waited for all the
+                same; for `fail`, after which it is too late.
 
         Raises:
             FailedPrecondition: reason NO_DATA_DIRECTORY, a shard cannot keep a log; or NO_BACKUP, there is but one.
@@ -96,6 +103,7 @@ class ParametersAdmin:
         parts = blocks.assign(blocks.cut_tables(shapes, tables) if tables else blocks.cut(total), count)
         chosen = pb.Optimizer(name=optimizer, parameters=_struct(parameters))
         way = pb.Consistency(mode=_mode(mode), staleness=staleness, arrival_order=arrival_order)
+        late = pb.Stragglers(policy=_policy(stragglers), most=most_dropped, after_seconds=after_seconds)
         specs = [tensors_pb2.TensorSpec(name=n, dtype=tensors_pb2.DATA_TYPE_FP32, shape=s) for n, s in tensors]
         groups = [
             pb.Group(
@@ -112,6 +120,7 @@ class ParametersAdmin:
                 schedule=pb.Schedule(name=schedule, parameters=_struct(schedule_parameters)),
                 sparse=tables,
                 durability=pb.Durability(mode=_durability(durability), fsync=fsync),
+                stragglers=late,
             )
             for shard, part in enumerate(parts)
         ]
@@ -196,6 +205,17 @@ def _mode(name: str) -> pb.Consistency.Mode.ValueType:
     if name not in modes:
         raise errors.invalid("mode", f"must be one of {', '.join(modes)}, not {name[:40]!r}")
     return modes[name]
+
+
+def _policy(name: str) -> pb.Stragglers.Policy.ValueType:
+    policies = {
+        "wait": pb.Stragglers.POLICY_WAIT,
+        "drop": pb.Stragglers.POLICY_DROP,
+        "fail": pb.Stragglers.POLICY_FAIL,
+    }
+    if name not in policies:
+        raise errors.invalid("stragglers", f"must be one of {', '.join(policies)}, not {name[:40]!r}")
+    return policies[name]
 
 
 def _durability(name: str) -> pb.Durability.Mode.ValueType:

@@ -25,6 +25,7 @@ from tidemill.clients.replicas import BACKUP, Arbiter, Moved, Replicas, rotated
 from tidemill.clients.rows import Tables
 from tidemill.clients.sharedmemory import Segments, SharedSegment, SharedVersion, pieces
 from tidemill.clients.sums import Mediation
+from tidemill.clients.verdicts import Order, Verdicts
 from tidemill.compression import catalogue
 from tidemill.compression.choice import AUTO, EXACT, Choice
 from tidemill.compression.residuals import Residuals
@@ -69,6 +70,8 @@ class Layout:
     """How often each step asks for sums of all shards."""
     squares: bool = False
     """Whether a push says how long the gradient of all shards is."""
+    drops: bool = False
+    """Whether rounds close without the slowest workers."""
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -94,6 +97,8 @@ class PushOutcome:
     """Whether it was a repetition on every shard."""
     version: int
     """The lowest version of a shard afterwards."""
+    dropped: bool = False
+    """Whether its round has closed without it, so that it counts for nothing: pull the latest version."""
 
 
 Outgoing: TypeAlias = Push[pb.PushResponse | None, PushOutcome]
@@ -173,6 +178,7 @@ class ParametersClient:
         self._lying: dict[bytes, SharedVersion] = {}
         self._views: dict[tuple[int, ...], tuple[list[SharedVersion], Array | None]] = {}
         self._pulling = [pg.ParameterServiceStub(channel) for channel in pulling]
+        self._verdicts = Verdicts(self._shards, self._close_round)
 
     @property
     def keeps_residual(self) -> bool:
@@ -197,6 +203,7 @@ class ParametersClient:
         tensors = tuple((tensor.name, tuple(tensor.shape)) for tensor in groups[0].tensors)
         way = groups[0].consistency
         rounds = way.mode == pb.Consistency.MODE_BSP or (way.mode == pb.Consistency.MODE_SSP and not way.staleness)
+        drops = groups[0].stragglers.policy == pb.Stragglers.POLICY_DROP
         layout = Layout(
             tensors,
             parts,
@@ -205,6 +212,7 @@ class ParametersClient:
             tuple(groups[0].sparse),
             sums=groups[0].sums,
             squares=groups[0].clip_norm > 0 and len(parts) > 1 and not rounds,
+            drops=drops,
         )
         if groups[0].durability.mode == pb.Durability.MODE_REPLICATED and self._replicas.endpoints == self._shards:
             raise errors.FailedPrecondition(f"{self.group} has copies: an arbiter is needed", reason="NO_ARBITER")
@@ -224,6 +232,10 @@ class ParametersClient:
     def versions(self) -> list[int]:
         """Each shard's version. In rounds, the least of them is where a worker resumes: the others keep it as well."""
         return [group.version for group in self._groups()]
+
+    def samples(self) -> int:
+        """Samples whose gradients were applied on all shards."""
+        return min(group.samples for group in self._groups())
 
     def clocks(self, worker: int) -> list[int]:
         """For each shard the step that the worker's next push is for; the least of them is where it resumes.
@@ -311,8 +323,10 @@ class ParametersClient:
         if tuner is not None and values is not None:
             self._tune(tuner, values)
         sent: dict[int, tuple[int, float]] = {}
+        order = Order(self._shards) if self.layout.drops else None
         data = None if values is None else self._encoded(values, (worker, step, attempt))
-        responses = self._everywhere(self._pushing(values, header, data, sent))
+        pushing = self._pushing(values, header, data, sent, order=order)
+        responses = self._everywhere(order.around(pushing) if order else pushing)
         if tuner is not None and tuner.choice is None:
             slowest = max((taken for _, taken in sent.values()), default=0.0)
             tuner.pushed(sum(elements for elements, _ in sent.values()), slowest)
@@ -322,7 +336,8 @@ class ParametersClient:
     def _concluded(self, responses: Sequence[pb.PushResponse | None]) -> PushOutcome:
         """What became of a push: None are the answers of copies that do not count any more."""
         counted = [response for response in responses if response is not None]
-        return PushOutcome(all(r.duplicate for r in counted), min(r.version for r in counted))
+        duplicate, version = all(r.duplicate for r in counted), min(r.version for r in counted)
+        return PushOutcome(duplicate, version, counted[0].dropped)
 
     def _pushing(
         self,
@@ -331,6 +346,7 @@ class ParametersClient:
         data: "_Encoded | None",
         sent: dict[int, tuple[int, float]],
         readiness: Readiness | None = None,
+        order: Order | None = None,
     ) -> Callable[[int, Calls], pb.PushResponse]:
         """The push to one endpoint.
 
@@ -340,6 +356,7 @@ class ParametersClient:
             data: the blocks as they travel.
             sent: where to note the elements that went in messages, and the seconds, by endpoint.
             readiness: which blocks are there; None = all.
+            order: which stream may end when; None = any at any time.
         """
         step, there = header.step, readiness or Readiness(self._cut, whole=True)
 
@@ -369,6 +386,7 @@ class ParametersClient:
                     # What cannot be encoded; gRPC would take it for a broken call. A block is missing: it is refused.
                     refused.append(error)
 
+            self._verdicts.repeat(endpoint, step, calls)
             with (
                 self._segments.checked(endpoint),
                 there.leaving(endpoint, shard, calls, early=segment is None) as leaving,
@@ -376,13 +394,16 @@ class ParametersClient:
                 begun = time.monotonic()
                 if segment is not None and values is not None and not self._lies(endpoint, segment, values):
                     segment.write(values)
+                messages = requests(leaving) if order is None else order.of(shard, requests(leaving))
                 try:
-                    response: pb.PushResponse = self._call(endpoint, self._push[endpoint], requests(leaving), calls)
+                    response: pb.PushResponse = self._call(endpoint, self._push[endpoint], messages, calls)
                 except errors.TidemillError:
                     if refused:
                         raise refused[0] from None
                     raise
             self._replicas.seen(shard, response.term)
+            if endpoint == 0:
+                self._verdicts.learn(step, response.ranks, calls)
             if segment is None:
                 elements = sum(block.elements for block in self.layout.parts[shard])
                 sent[endpoint] = elements, time.monotonic() - begun
@@ -451,9 +472,11 @@ class ParametersClient:
         """Whether this worker gains by `begin_push` and `exchange`.
 
         It does not while pushes are timed to choose a codec, or when all of its gradients lie in shared memory; and it
-        cannot where a push says at its beginning how long its whole gradient is.
+        cannot where a push says at its beginning how long its whole gradient is, or at its end whether it counts.
         """
-        if not self._overlap or self.layout.squares or (self._tuner is not None and self.choice is None):
+        if not self._overlap or self.layout.squares or self.layout.drops:
+            return False
+        if self._tuner is not None and self.choice is None:
             return False
         who = worker, attempt
         return any(self._segments.held(endpoint, who) is None for endpoint in self._replicas.all())
@@ -508,7 +531,7 @@ class ParametersClient:
             raise invalid("versions", f"must be a vector of {blocks} int64")
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            wanted = min(self.versions()) if version == LATEST and layout.rounds else version
+            wanted = self._latest() if version == LATEST and layout.rounds else version
             request = pb.PullRequest(version=wanted, worker=worker, attempt=attempt)
             lying: list[SharedVersion | None] = [None] * self._shards
             try:
@@ -524,6 +547,11 @@ class ParametersClient:
                     if version_lies is not None:
                         version_lies.read(flat)
             return int(vector.min()), flat if found is None else found
+
+    def _latest(self) -> int:
+        """The latest version that can be pulled: where some are dropped shard 0 leads, and the others will have it."""
+        versions = self.versions()
+        return versions[0] if self.layout.drops else min(versions)
 
     def gradient_memory(self, worker: int, attempt: int = 0) -> Array | None:
         """A flat vector in the memory that this worker shares with the shards: gradients in it need not be copied.
@@ -969,6 +997,7 @@ class ParametersClient:
         own.CopyFrom(request)
         own.name = self._name(endpoint)
         own.shared = segment is not None
+        self._verdicts.repeat(endpoint, request.version - 1, calls)
         missing = {block.index: block for block in parts}
         with (
             self._segments.checked(endpoint),
@@ -978,6 +1007,8 @@ class ParametersClient:
             in_segment = segment is not None
             for response, data in map(_received, call):
                 in_segment = in_segment and not data and not response.HasField("memory")
+                if response.ranks and endpoint == 0:
+                    self._verdicts.learn(response.version - 1, response.ranks, calls)
                 if response.HasField("memory"):
                     there = self._version(endpoint, response.memory)
                     if lying is None:
@@ -1002,6 +1033,10 @@ class ParametersClient:
             if in_segment:
                 segment.read(flat)
             segment.pulled(request.version)
+
+    def _close_round(self, shard: int, step: int, ranks: Sequence[int], calls: Calls) -> None:
+        request = pb.CloseRoundRequest(name=self.group, step=step, ranks=ranks)
+        self._call(shard, self._pulling[shard].CloseRound, request, calls, DEFAULT_TIMEOUT)
 
     def _version(self, endpoint: int, offer: pb.SharedMemory) -> SharedVersion:
         """Memory in which a version lies. Raises Unavailable: the shard shares none after all; the call is repeated."""

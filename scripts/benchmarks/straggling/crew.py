@@ -14,6 +14,7 @@ from scripts.benchmarks.straggling.delays import Delays
 from scripts.benchmarks.straggling.digits import Digits
 from tidemill import errors
 from tidemill.clients.parameters import LATEST, ParametersAdmin, ParametersClient
+from tidemill.tensors.blocks import Array
 
 GROUP = "groups/stragglers"
 
@@ -25,6 +26,8 @@ class Way:
     text: str
     mode: str
     staleness: int = 0
+    most_dropped: int = 0
+    """Workers without which a round closes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Result:
     widest: int
     """Most steps that one worker had ever begun beyond another: with a staleness of s, s + 1."""
     each: Sequence[int]
-    """Steps of each worker."""
+    """Steps of each worker that were used."""
 
 
 class Budget:
@@ -54,7 +57,7 @@ class Budget:
         self._left = self._open = steps
         self._most = steps // workers if even else steps
         self.made = [0] * workers
-        """Steps that each worker has begun."""
+        """Steps that each worker has begun, without those that were not used."""
         self.widest = 0
         """Most steps that one worker had ever begun beyond another: with a staleness of s, s + 1."""
         self.ended = 0.0
@@ -71,6 +74,12 @@ class Budget:
             self.made[worker] += 1
             self.widest = max(self.widest, max(self.made) - min(self.made))
             return True
+
+    def give_back(self, worker: int) -> None:
+        """A step was not used: somebody is to make another one."""
+        with self._lock:
+            self._left += 1
+            self.made[worker] -= 1
 
     def made_one(self) -> None:
         """A step was acknowledged."""
@@ -110,10 +119,21 @@ class Worker:
             ends = time.perf_counter() + self.delays.of(self.rank, step)
             gradient = digits.gradient(values, *self.data.batch(self.rank, step, self.seed))
             time.sleep(max(0.0, ends - time.perf_counter()))
-            self.client.push(gradient, worker=self.rank, step=step)
-            self.budget.made_one()
-            step += 1
-            self.client.pull(step, values, worker=self.rank)
+            outcome = self.client.push(gradient, worker=self.rank, step=step)
+            if outcome.dropped:
+                self.budget.give_back(self.rank)
+            else:
+                self.budget.made_one()
+            step = self._next(LATEST if outcome.dropped else step + 1, values)
+
+    def _next(self, wanted: int, values: Array) -> int:
+        """Put the parameters to go on with into `values`; the step that they are for."""
+        try:
+            found, _ = self.client.pull(wanted, values, worker=self.rank)
+        except errors.OutOfRange:  # the others have left it behind
+            wanted = LATEST
+            found, _ = self.client.pull(LATEST, values, worker=self.rank)
+        return found if wanted == LATEST else wanted
 
 
 def run(shard: Shard, way: Way, delays: Delays, *, workers: int, steps: int, rate: float, seed: int) -> Result:
@@ -137,7 +157,7 @@ def run(shard: Shard, way: Way, delays: Delays, *, workers: int, steps: int, rat
                 stack.enter_context(ParametersClient([shard.address], GROUP, shared=False)) for _ in range(workers + 1)
             ]
             clients[-1].load(first)
-            budget = Budget(workers, steps, rounds)
+            budget = Budget(workers, steps, rounds and not way.most_dropped)
             crew = [Worker(rank, clients[rank], budget, delays, data, seed) for rank in range(workers)]
             with ThreadPoolExecutor(workers) as pool:
                 began = time.perf_counter()
@@ -163,6 +183,8 @@ async def _create(shard: Shard, way: Way, workers: int, elements: int, rate: flo
             workers=workers,
             mode=way.mode,
             staleness=way.staleness,
+            stragglers="drop" if way.most_dropped else "wait",
+            most_dropped=way.most_dropped,
         )
 
 

@@ -20,6 +20,26 @@ def add_arguments(group: Any) -> None:
         action="store_true",
         help="add gradients up as they arrive: less memory of shards, other last bits each time",
     )
+    group.add_argument(
+        "--stragglers",
+        default="",
+        metavar="POLICY",
+        help="of bsp: wait for late workers, drop their gradients, or fail (wait)",
+    )
+    group.add_argument(
+        "--most-dropped",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of drop: most workers without which a step is made; worker 0 is always waited for",
+    )
+    group.add_argument(
+        "--straggler-seconds",
+        type=number(0.0),
+        default=0.0,
+        metavar="S",
+        help="since a step's first gradient; of drop: wait so long all the same; of fail: then it is too late",
+    )
     _named(group, "--schedule", "of the learning rate; see `tidemill catalogue` (constant)")
     group.add_argument(
         "--clip-norm", type=number(0.0), default=0.0, metavar="X", help="largest norm of a gradient; 0 = any"
@@ -68,6 +88,11 @@ def spec(options: argparse.Namespace) -> dict[str, Any]:
             "mode": options.mode,
             "staleness": options.staleness,
             "arrival_order": options.arrival_order,
+        },
+        "stragglers": {
+            "policy": options.stragglers,
+            "most": options.most_dropped,
+            "after_seconds": options.straggler_seconds,
         },
         "schedule": {"name": options.schedule, "parameters": dict(options.schedule_parameter)},
         "clip_norm": options.clip_norm,

@@ -24,6 +24,7 @@ from tidemill.parameters.rounds import Header, Outcome
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials
 from tidemill.parameters.sharedmemory import PAGE, Segment
+from tidemill.parameters.stragglers import Stragglers
 from tidemill.rpc.frames import Piece, frame, split
 from tidemill.tensors.blocks import Array, Block
 
@@ -40,6 +41,12 @@ _MODES = {
     pb.Consistency.MODE_BSP: "bsp",
     pb.Consistency.MODE_SSP: "ssp",
     pb.Consistency.MODE_ASP: "asp",
+}
+_POLICIES = {
+    pb.Stragglers.POLICY_UNSPECIFIED: "wait",
+    pb.Stragglers.POLICY_WAIT: "wait",
+    pb.Stragglers.POLICY_DROP: "drop",
+    pb.Stragglers.POLICY_FAIL: "fail",
 }
 
 
@@ -85,7 +92,15 @@ def to_definition(group: pb.Group) -> Definition:
         consistency=_to_way(group.consistency),
         durability=_to_durability(group.durability),
         sparse=tuple(group.sparse),
+        stragglers=_to_stragglers(group.stragglers),
     )
+
+
+def _to_stragglers(stragglers: pb.Stragglers) -> Stragglers:
+    policy = _POLICIES.get(stragglers.policy)
+    if policy is None:
+        raise invalid("group.stragglers.policy", "is unknown")
+    return Stragglers(policy=policy, most=stragglers.most, after_seconds=stragglers.after_seconds)
 
 
 def _to_durability(durability: pb.Durability) -> Durability:
@@ -139,7 +154,7 @@ def from_description(description: Description) -> pb.OptimizerDescription:
 
 def from_definition(definition: Definition) -> pb.Group:
     """The message of what a group is made of."""
-    way = definition.consistency
+    way, late = definition.consistency, definition.stragglers
     return pb.Group(
         name=definition.name,
         tensors=[
@@ -164,6 +179,11 @@ def from_definition(definition: Definition) -> pb.Group:
             mode=next(number for number, name in _DURABILITY.items() if number and name == definition.durability.mode),
             fsync=definition.durability.fsync,
         ),
+        stragglers=pb.Stragglers(
+            policy=next(number for number, name in _POLICIES.items() if number and name == late.policy),
+            most=late.most,
+            after_seconds=late.after_seconds,
+        ),
     )
 
 
@@ -185,6 +205,7 @@ def from_group(group: Group) -> pb.Group:
             waits_for=member.waits_for,
             bytes_in_flight=member.bytes_in_flight,
             seen_time=_timestamp(member.seen) if member.seen else None,
+            dropped=member.dropped,
         )
         for member in status.members
     )
@@ -272,7 +293,13 @@ def decode(data: bytes) -> Definition:
 
 def from_outcome(outcome: Outcome) -> pb.PushResponse:
     """The answer to a push."""
-    return pb.PushResponse(duplicate=outcome.duplicate, version=outcome.version, term=outcome.term)
+    return pb.PushResponse(
+        duplicate=outcome.duplicate,
+        version=outcome.version,
+        term=outcome.term,
+        dropped=outcome.dropped,
+        ranks=outcome.ranks,
+    )
 
 
 def from_partials(partials: Partials) -> pb.PartialSums:
@@ -306,13 +333,12 @@ def to_wish(request: pb.PullRequest) -> Wish:
 
 def from_reading(reading: Reading) -> Iterator[bytes]:
     """The serialized `PullResponse` of each block that is read; one without a block when the shard has none."""
-    empty = True
+    ranks: Sequence[int] | None = reading.ranks
     for block, values, made in reading.blocks:
-        empty = False
-        start = pb.PullResponse(version=made).SerializeToString()
+        start, ranks = pb.PullResponse(version=made, ranks=ranks).SerializeToString(), None
         yield b"".join(frame(start, pb.PullResponse.BLOCK_FIELD_NUMBER, _data(block.index, values)))
-    if empty:
-        yield pb.PullResponse(version=reading.version).SerializeToString()
+    if ranks is not None:
+        yield pb.PullResponse(version=reading.version, ranks=ranks).SerializeToString()
 
 
 def into_segment(reading: Reading, part: Part, segment: Segment) -> Iterator[bytes]:
@@ -332,7 +358,8 @@ def into_segment(reading: Reading, part: Part, segment: Segment) -> Iterator[byt
         part.view(segment.parameters, block.index)[:] = values
         versions[block.index] = made
     if len(set(versions.values())) <= 1:
-        yield pb.PullResponse(version=next(iter(versions.values()), reading.version)).SerializeToString()
+        made = next(iter(versions.values()), reading.version)
+        yield pb.PullResponse(version=made, ranks=reading.ranks).SerializeToString()
         return
     for index, made in versions.items():
         yield pb.PullResponse(version=made, block=pb.BlockData(block=index)).SerializeToString()

@@ -8,6 +8,7 @@ from math import prod
 from tidemill import names
 from tidemill.errors import invalid
 from tidemill.parameters.catalogue import CONSTANT, Choice, RuleChoice
+from tidemill.parameters.stragglers import WAIT, Stragglers
 from tidemill.tensors import shapes
 from tidemill.tensors.blocks import BLOCK, Block
 
@@ -104,6 +105,7 @@ class Definition:
     durability: Durability = Durability()
     sparse: tuple[int, ...] = ()
     """Positions of the tensors whose gradients come as rows."""
+    stragglers: Stragglers = WAIT
 
     def __post_init__(self) -> None:
         names.split(self.name, "groups", field="group.name")
@@ -118,6 +120,13 @@ class Definition:
         if self.shards == 1:
             _check_whole(self.blocks, total)
         self._check_sparse()
+        self.stragglers.check(
+            workers=self.workers,
+            rounds=self.consistency.rounds,
+            arrival_order=self.consistency.arrival_order,
+            copies=self.durability.mode == "replicated",
+            sparse=bool(self.sparse),
+        )
 
     @property
     def widths(self) -> dict[int, int]:

@@ -26,11 +26,14 @@ from tidemill.parameters.saved import Gathering, Position, Saved
 from tidemill.parameters.segments import Partials
 from tidemill.parameters.sharedmemory import Segment
 from tidemill.parameters.staging import Staging, superseded
+from tidemill.parameters.stragglers import overdue
 from tidemill.parameters.sums import Sums, Turn
 from tidemill.slots import Slots
 from tidemill.telemetry import attributes
 from tidemill.tensors.blocks import Array
 
+NOBODY = Header(worker=0, step=0, attempt=0, samples=0)
+"""Stands for the push that closes a round, where there was none."""
 Blocks = Iterable[tuple[int, bytes | memoryview] | tuple[int, bytes | memoryview, bytes]]
 """Indexes of blocks with their elements as little-endian float32, as they arrive; of tables, the numbers of the touched
 rows as little-endian 32-bit integers after that."""
@@ -46,6 +49,7 @@ class Member:
         waits: what its pulls wait for, in words.
         staging: where a push of its attempt gathers.
         segment: memory that its attempt shares.
+        dropped: its pushes whose round had closed without them.
     """
 
     attempt: int = 0
@@ -53,6 +57,7 @@ class Member:
     waits: list[str] = field(default_factory=list)
     staging: tuple[int, Staging] | None = None
     segment: tuple[int, Segment] | None = None
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,7 @@ class MemberStatus:
     seen: float
     waits_for: str
     bytes_in_flight: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +120,7 @@ class Group:
         self.created = clock.now()
         self.part = way.part
         self._way: Consistency | None = way
+        way.time = clock.monotonic
         self._journal = journal
         self._clock = clock
         self._waiting = waiting
@@ -158,6 +165,7 @@ class Group:
                         seen=member.seen,
                         waits_for="; ".join(member.waits),
                         bytes_in_flight=member.staging[1].received if member.staging else 0,
+                        dropped=member.dropped,
                     )
                     for worker, member in enumerate(self._members)
                 ),
@@ -371,6 +379,23 @@ class Group:
             raise FailedPrecondition(f"steps of {self.name} need nothing of other shards", reason="NO_SUMS")
         return sums
 
+    def close_round(self, step: int, ranks: Sequence[int]) -> int:
+        """Take the first shard's word on whose gradients make a step; the version afterwards.
+
+        Raises:
+            Invalid: these cannot make a round.
+            FailedPrecondition: NO_VERDICT, this shard decides by itself; STEP_AHEAD; CONTRADICTION, it knows otherwise.
+        """
+        with self._changed:
+            while self._loaded().busy(NOBODY):
+                self._changed.wait()
+            way = self._alive()
+            due = way.roll.told(step, way.version, ranks) and way.due()
+            version = way.version
+            self._changed.notify_all()
+        del way
+        return self._apply(NOBODY) if due else version
+
     def wake(self) -> None:
         """Let all who wait look again whether they still should."""
         with self._changed:
@@ -478,15 +503,48 @@ class Group:
                 raise errors.Cancelled("nobody waits for the version any more")
             waits.append(reason)
             try:
-                self._changed.wait()
+                self._pause()
             finally:
                 waits.remove(reason)
 
+    def _pause(self) -> None:
+        """Wait for a change; or do what is due by the time alone, for which nobody else may be there."""
+        if self._alive().due():
+            self._changed.release()
+            try:
+                self._apply(NOBODY)
+            finally:
+                self._changed.acquire()
+        elif late := self._late():
+            error = overdue(self.name, self._alive().version, late, self.definition.stragglers)
+            self._end(error)
+            raise error()
+        else:
+            self._changed.wait(self._patience())
+
+    def _late(self) -> Sequence[int]:
+        way = self._alive()
+        return way.roll.overdue(way.arrived, way.time())
+
+    def _patience(self) -> float | None:
+        way = self._alive()
+        # While a round closes, its end is what changes something.
+        return None if way.busy(NOBODY) else way.roll.patience(way.arrived, way.time())
+
     def _repeated(self, header: Header, alive: Callable[[], bool]) -> Outcome:
         with self._changed:
-            self._duplicates += 1
             self._await(header, alive)
-            return Outcome(True, self._way.version if self._way else 0, self._term)
+            return self._outcome(header, joined=False)
+
+    def _outcome(self, header: Header, *, joined: bool) -> Outcome:
+        """What has become of a push, which `joined` a round or not."""
+        way = self._alive()
+        closed = header.step < way.version
+        dropped = closed and way.roll.missed(header.worker, header.step)
+        self._members[header.worker].dropped += dropped
+        self._duplicates += not joined and not dropped
+        ranks = way.roll.made_of(header.step) if closed else ()
+        return Outcome(not joined and not dropped, way.version, self._term, dropped, ranks)
 
     def _await(self, header: Header, alive: Callable[[], bool]) -> None:
         """Wait until a push that counts was applied, when its worker may forget it only then."""
@@ -501,7 +559,7 @@ class Group:
                 raise errors.Cancelled("nobody waits for the push any more")
             waits.append(f"the round of step {header.step}")
             try:
-                self._changed.wait()
+                self._pause()
             finally:
                 waits.pop()
 
@@ -559,14 +617,16 @@ class Group:
             member.attempt = header.attempt
             way = self._alive()
             if not joins or not way.accept(header, gradients, staging.rows):
-                self._duplicates += not joins
                 member.staging = None  # it has its place: another stream of this worker finds it there
                 self._changed.notify_all()
                 del way, gradients
                 self._await(header, alive)
-                return Outcome(not joins, self._alive().version, self._term)
+                return self._outcome(header, joined=joins)
         del way, gradients
-        return Outcome(False, self._apply(header), self._term)
+        version = self._apply(header)
+        with self._changed:
+            ranks = self._way.roll.made_of(header.step) if self._way else ()
+        return Outcome(False, version, self._term, ranks=ranks)
 
     def _apply(self, header: Header) -> int:
         """Apply what a push has completed; the version afterwards."""

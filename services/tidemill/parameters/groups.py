@@ -9,7 +9,7 @@ from opentelemetry import trace
 
 from tidemill import plugins
 from tidemill.clock import Clock
-from tidemill.errors import AlreadyExists, Exhausted, NotFound, Unimplemented
+from tidemill.errors import AlreadyExists, Exhausted, NotFound, Unimplemented, invalid
 from tidemill.parameters import catalogue, consistency, durability, snapshots
 from tidemill.parameters.consistency.base import Consistency
 from tidemill.parameters.definition import Definition
@@ -64,6 +64,11 @@ def way_of(definition: Definition, lanes: Lanes = ALONE) -> Consistency:
     )
     if definition.sparse:
         catalogue.check_rows(definition.optimizer)
+    if rule.exchanges and definition.shards > 1 and definition.stragglers.drops:
+        raise invalid(
+            "group.stragglers.policy",
+            "cannot be drop where a step needs sums over all shards: the others close their round after the first one",
+        )
     if catalogue.is_layerwise(definition.optimizer) and definition.shards > 1 and not definition.consistency.rounds:
         # Each shard would make the pushes of different workers in an order of its own, and wait for the others in it.
         raise Unimplemented(

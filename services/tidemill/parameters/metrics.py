@@ -15,7 +15,7 @@ class Metrics:
         )
         self.pushes = Counter(
             attributes.METRIC_PUSHES,
-            "Pushes by outcome: applied, duplicate or refused.",
+            "Pushes by outcome: applied, duplicate, dropped or refused.",
             ["outcome"],
             registry=registry,
         )

@@ -60,6 +60,10 @@ class Outcome:
     """Version of the group afterwards."""
     term: int = 0
     """The highest one that a worker has told."""
+    dropped: bool = False
+    """Whether the round had closed without it."""
+    ranks: tuple[int, ...] = ()
+    """Who has made the round of its step, where some may be dropped and it was closed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,8 @@ class ParameterServicer:
         except (errors.TidemillError, grpc.RpcError):
             self._metrics.pushes.labels("refused").inc()
             raise
-        self._metrics.pushes.labels("duplicate" if outcome.duplicate else "applied").inc()
+        kind = "dropped" if outcome.dropped else "duplicate" if outcome.duplicate else "applied"
+        self._metrics.pushes.labels(kind).inc()
         trace.get_current_span().set_attribute(attributes.DUPLICATE, outcome.duplicate)
         return convert.from_outcome(outcome)
 
@@ -124,6 +125,11 @@ class ParameterServicer:
         group = self._groups.get(convert.group_name(request.name))
         group.write_sums((request.step, request.number), [convert.to_partials(sums) for sums in request.sums])
         return Empty()
+
+    def CloseRound(self, request: pb.CloseRoundRequest, context: grpc.ServicerContext) -> pb.CloseRoundResponse:
+        """Hear who makes a round."""
+        group = self._groups.get(convert.group_name(request.name))
+        return pb.CloseRoundResponse(version=group.close_round(request.step, request.ranks))
 
     def Attach(self, request: pb.AttachRequest, context: grpc.ServicerContext) -> pb.AttachResponse:
         """Share memory with a worker."""

@@ -15,13 +15,24 @@ from tidemill.training import datasets, models, optimizers, strategies
 from tidemill.training.datasets import builtin
 from tidemill.training.datasets.base import Options, Reader
 from tidemill.training.models.base import Model
-from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import (
+    Component,
+    Consistency,
+    Dataset,
+    Durability,
+    EarlyStopping,
+    JobSpec,
+    Split,
+    Stragglers,
+)
 from tidemill.training.strategies.base import CONSTANT, Strategy
 
 MAX_RESTARTS = 3
 """Workers replaced when the spec does not say how many."""
 MODES = ("bsp", "ssp", "asp")
 MAX_STALENESS = 1 << 20
+STRAGGLERS = ("wait", "drop", "fail")
+MAX_STRAGGLING = 86_400.0
 DURABILITIES = ("none", "wal", "replicated", "checkpoint")
 INTERVAL_STEPS = 100
 """Steps between two checkpoints of parameter shards when the spec does not say how many."""
@@ -65,9 +76,14 @@ def complete(spec: JobSpec) -> JobSpec:
         l1=check.number("spec.l1", spec.l1, 0.0, 1e6),
         codec=_codec(check, spec.codec, sharded),
         durability=_durability(check, spec.durability, sharded),
+        stragglers=_stragglers(check, spec, sharded),
     )
     if sharded and done.checkpoint_steps:
         check.add("spec.checkpoint_steps", f"is not for {strategy or 'this strategy'}: parameter shards hold its state")
+    if done.stragglers.drops and done.shards > 1 and (done.clip_norm or done.optimizer.name == "lamb"):
+        check.add(
+            "spec.stragglers.policy", "cannot be drop on many shards with clip_norm or lamb: a step needs them all"
+        )
     if done.durability.mode == "replicated" and done.shards == 1:
         check.add("spec.shards", "must be 2 at least: each has a copy on another one")
     if done.durability.mode == "checkpoint" and not done.consistency.waits and done.shards > 1:
@@ -113,6 +129,34 @@ def _consistency(check: "_Problems", asked: Consistency, sharded: bool) -> Consi
     if done.arrival_order and not done.rounds:
         check.add("spec.consistency.arrival_order", f"is for bsp: with {done.mode} gradients are applied as they come")
     return done
+
+
+def _stragglers(check: "_Problems", spec: JobSpec, sharded: bool) -> Stragglers:
+    asked, way = spec.stragglers, spec.consistency
+    field, policy = "spec.stragglers.policy", asked.policy or "wait"
+    check.one_of(field, policy, STRAGGLERS)
+    if policy != "wait":
+        if not sharded:
+            _only_sharded(check, field, True, "the workers wait for each other")
+        elif not way.rounds:
+            check.add(field, f"must be wait with {way.mode[:40]}: nobody else's steps need a late worker")
+        elif spec.durability.mode == "replicated":
+            check.add(field, "must be wait with replicated: each copy would decide by itself")
+    if policy == "drop":
+        if way.arrival_order:
+            check.add(field, "cannot be drop with arrival_order: what was added up stays")
+        if (spec.workers or 1) < 2:
+            check.add(field, "cannot be drop with 1 worker, which is always waited for")
+        else:
+            check.number("spec.stragglers.most", asked.most, 1, spec.workers - 1)
+    elif asked.most:
+        check.add("spec.stragglers.most", f"is for drop, not {policy[:40]!r}")
+    check.number("spec.stragglers.after_seconds", asked.after_seconds, 0.0, MAX_STRAGGLING)
+    if policy == "fail" and not asked.after_seconds:
+        check.add("spec.stragglers.after_seconds", "must be more than 0 with fail")
+    if policy == "wait" and asked.after_seconds:
+        check.add("spec.stragglers.after_seconds", "is for drop or fail")
+    return dataclasses.replace(asked, policy=policy)
 
 
 def _schedule(check: "_Problems", asked: Component) -> Component:

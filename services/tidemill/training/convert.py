@@ -19,7 +19,16 @@ from tidemill.training.jobs import Job, Progress, State, Worker
 from tidemill.training.logs import Line
 from tidemill.training.meter import Beat
 from tidemill.training.peers import Entry, Hyperparameter, NewVersion
-from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import (
+    Component,
+    Consistency,
+    Dataset,
+    Durability,
+    EarlyStopping,
+    JobSpec,
+    Split,
+    Stragglers,
+)
 from tidemill.training.worker.task import Task
 
 _STATES: Mapping[State, "pb.Job.State.ValueType"] = {
@@ -91,6 +100,11 @@ def from_spec(message: pb.JobSpec) -> JobSpec:
             fsync=message.durability.fsync,
             interval_steps=message.durability.interval_steps,
         ),
+        stragglers=Stragglers(
+            policy=message.stragglers.policy,
+            most=message.stragglers.most,
+            after_seconds=message.stragglers.after_seconds,
+        ),
     )
 
 
@@ -128,6 +142,11 @@ def to_spec(spec: JobSpec) -> pb.JobSpec:
         codec=_to_component(spec.codec),
         durability=pb.Durability(
             mode=spec.durability.mode, fsync=spec.durability.fsync, interval_steps=spec.durability.interval_steps
+        ),
+        stragglers=pb.Stragglers(
+            policy=spec.stragglers.policy,
+            most=spec.stragglers.most,
+            after_seconds=spec.stragglers.after_seconds,
         ),
     )
     if spec.dataset.builtin:

@@ -73,6 +73,22 @@ class Durability:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stragglers:
+    """What becomes of workers that are late in rounds: `policy` is one of `wait`, `drop` and `fail`."""
+
+    policy: str = ""
+    most: int = 0
+    """For `drop`: most workers without which a step is made."""
+    after_seconds: float = 0.0
+    """Since the first gradient of a step: for `drop`, how long all are waited for; for `fail`, when it is too late."""
+
+    @property
+    def drops(self) -> bool:
+        """Whether steps are made without the slowest."""
+        return self.policy == "drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """What to train; 0 and empty mean the default until `checks.complete` has filled them in."""
 
@@ -104,3 +120,4 @@ class JobSpec:
     codec: Component = field(default_factory=Component)
     """How gradients travel to parameter shards."""
     durability: Durability = field(default_factory=Durability)
+    stragglers: Stragglers = field(default_factory=Stragglers)

@@ -80,6 +80,7 @@ async def test_train_together(training: Any) -> None:
         *("--clip-norm", "1.5", "--l1", "0.25", "--codec", "topk", "--codec-parameter", "fraction=0.5"),
         *("--durability", "wal", "--fsync", "--strategy", "parameter_server", "--arrival-order"),
         *("--checkpoint-steps", "7", "--interval-steps", "9"),
+        *("--stragglers", "drop", "--most-dropped", "1", "--straggler-seconds", "0.5"),
     ]
     status, _, err = await run(*TRAIN, *flags, **variables)
     assert (status, err) == (0, "")
@@ -89,6 +90,7 @@ async def test_train_together(training: Any) -> None:
     assert (spec.clip_norm, spec.l1, spec.checkpoint_steps) == (1.5, 0.25, 7)
     assert (spec.codec.name, spec.codec.parameters["fraction"]) == ("topk", 0.5)
     assert (spec.durability.mode, spec.durability.fsync, spec.durability.interval_steps) == ("wal", True, 9)
+    assert (spec.stragglers.policy, spec.stragglers.most, spec.stragglers.after_seconds) == ("drop", 1, 0.5)
     assert spec.strategy == "parameter_server"
     for wrong in ("nan", "inf", "-1", "x"):
         status, _, err = await run(*TRAIN, "--clip-norm", wrong, **variables)

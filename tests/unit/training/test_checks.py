@@ -9,10 +9,22 @@ import pytest
 
 from tidemill import errors
 from tidemill.training.checks import complete
-from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import (
+    Component,
+    Consistency,
+    Dataset,
+    Durability,
+    EarlyStopping,
+    JobSpec,
+    Split,
+    Stragglers,
+)
 
 GOOD = JobSpec(model=Component(name="mlp"), dataset=Dataset(builtin="iris"))
 ARTIFACT = Dataset(artifact="a" * 64)
+MANY = {"workers": 2, "shards": 2}
+DROP = Stragglers(policy="drop", most=1)
+FAIL = Stragglers(policy="fail", after_seconds=30.0)
 REDUCED = {"strategy": "all_reduce"}
 
 
@@ -113,6 +125,23 @@ def test_what_is_left_out_gets_its_default() -> None:
         ),
         ({**REDUCED, "durability": Durability(mode="wal")}, "spec.durability.mode"),
         ({**REDUCED, "schedule": Component(name="sine")}, "spec.schedule.name"),
+        ({"stragglers": Stragglers(policy="hope")}, "spec.stragglers.policy"),
+        ({**REDUCED, "workers": 2, "stragglers": DROP}, "spec.stragglers.policy"),
+        ({"workers": 2, "stragglers": DROP, "consistency": Consistency(mode="asp")}, "spec.stragglers.policy"),
+        ({"stragglers": FAIL, "consistency": Consistency(mode="ssp", staleness=1)}, "spec.stragglers.policy"),
+        ({"workers": 2, "stragglers": DROP, "durability": Durability(mode="replicated")}, "spec.stragglers.policy"),
+        ({"stragglers": FAIL, "durability": Durability(mode="replicated")}, "spec.stragglers.policy"),
+        ({"workers": 2, "stragglers": DROP, "consistency": Consistency(arrival_order=True)}, "spec.stragglers.policy"),
+        ({"workers": 1, "stragglers": DROP}, "spec.stragglers.policy"),
+        ({**MANY, "optimizer": Component(name="lamb"), "stragglers": DROP}, "spec.stragglers.policy"),
+        ({"workers": 2, "stragglers": replace(DROP, most=2)}, "spec.stragglers.most"),
+        ({"workers": 2, "stragglers": replace(DROP, most=0)}, "spec.stragglers.most"),
+        ({"stragglers": replace(FAIL, most=1)}, "spec.stragglers.most"),
+        ({"stragglers": Stragglers(most=1)}, "spec.stragglers.most"),
+        ({"stragglers": Stragglers(policy="fail")}, "spec.stragglers.after_seconds"),
+        ({"stragglers": Stragglers(after_seconds=1.0)}, "spec.stragglers.after_seconds"),
+        ({"stragglers": replace(FAIL, after_seconds=float("inf"))}, "spec.stragglers.after_seconds"),
+        ({"workers": 2, "stragglers": replace(DROP, after_seconds=-1.0)}, "spec.stragglers.after_seconds"),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], named: str) -> None:
@@ -132,6 +161,15 @@ def test_what_belongs_together_is_taken() -> None:
     reduced = complete(replace(GOOD, strategy="all_reduce", schedule=cosine, clip_norm=1.0, l1=0.5, shards=3))
     assert reduced.schedule.parameters == {"steps": 7, "minimum": 0.0, "warmup_steps": 0}
     assert (reduced.clip_norm, reduced.l1, reduced.shards) == (1.0, 0.5, 0)
+
+
+def test_what_becomes_of_late_workers_is_taken() -> None:
+    assert complete(GOOD).stragglers == Stragglers(policy="wait")
+    for policy in (DROP, replace(DROP, most=2, after_seconds=0.5), FAIL):
+        for way in (Consistency(), Consistency(mode="ssp")):
+            done = complete(replace(GOOD, workers=3, stragglers=policy, consistency=way))
+            assert done.stragglers == policy
+    assert complete(replace(GOOD, stragglers=FAIL, consistency=Consistency(arrival_order=True))).stragglers == FAIL
 
 
 def test_what_outlives_a_shard_is_taken() -> None:

@@ -56,3 +56,8 @@ def test_what_was_foreseen_is_told_in_words_alone() -> None:
     assert describe(error) == str(error)
     assert trace(error) == ""
     assert is_final(error)
+
+
+def test_workers_that_were_late_would_be_late_again() -> None:
+    assert is_final(errors.DeadlineExceeded("worker 1 did not push", reason="STRAGGLERS"))
+    assert not is_final(errors.DeadlineExceeded("a call took long"))

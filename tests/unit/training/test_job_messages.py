@@ -14,7 +14,16 @@ from tidemill.api.training.v1 import training_pb2 as pb
 from tidemill.training import convert
 from tidemill.training.epochs import Epoch, Metrics, Result
 from tidemill.training.jobs import Change, Job, Progress, Resize, State, Worker
-from tidemill.training.spec import Component, Consistency, Dataset, Durability, EarlyStopping, JobSpec, Split
+from tidemill.training.spec import (
+    Component,
+    Consistency,
+    Dataset,
+    Durability,
+    EarlyStopping,
+    JobSpec,
+    Split,
+    Stragglers,
+)
 from tidemill.training.worker.task import Task
 
 SPEC = JobSpec(
@@ -40,6 +49,7 @@ SPEC = JobSpec(
     l1=0.0625,
     codec=Component(name="topk", parameters={"fraction": 0.5}),
     durability=Durability(mode="wal", fsync=True, interval_steps=11),
+    stragglers=Stragglers(policy="drop", most=12, after_seconds=1.5),
 )
 EPOCH = Epoch(
     epoch=1,

@@ -224,6 +224,31 @@ def test_nothing_is_stuck() -> None:
     assert not judge(Case(job=job(shards=0), workers=ON_STEP, meeting=met)).is_stuck
 
 
+def test_workers_without_which_rounds_close() -> None:
+    silent = (worker(0, step=40), worker(1, condition=Condition.SILENT, silence=42.3, step=5), worker(2, step=40))
+    found = judge(Case(job=job(), workers=silent, shards=shards(40, 40, 40, spares=1)))
+    said = "worker 1, last heard of 42 s ago, at step 5; workers 0 and 2 are at step 40"
+    assert found == verdict(f"goes on without {said}", 1, stuck=False)
+    two = (worker(0), *(worker(rank, condition=Condition.SILENT, silence=42.3) for rank in (1, 2)))
+    assert judge(Case(job=job(), workers=two, shards=shards(18, 17, 17, spares=1, waiting=(0,)))).is_stuck
+    first = (worker(0, condition=Condition.SILENT, silence=42.3), worker(1), worker(2))
+    found = judge(Case(job=job(), workers=first, shards=shards(17, 18, 17, spares=1, waiting=(1,))))
+    assert (found.culprits, found.is_stuck) == ((0,), True), "it is always waited for"
+    late = (worker(0, at_step=12.0), worker(1, at_step=12.0), worker(2))
+    found = judge(Case(job=job(), workers=late, shards=shards(17, 17, 18, spares=1, waiting=(2,))))
+    assert found.culprits == (0,), "nobody waits for worker 1"
+
+
+def test_how_many_pushes_came_too_late() -> None:
+    found = shard(A, 17, 17, 17, spares=1)
+    late = tuple(replace(member, dropped=3 * member.worker) for member in found.members)
+    told = judge(Case(job=job(shards=1), workers=ON_STEP, shards=(replace(found, members=late),)))
+    assert told.text == (
+        "is not stuck: workers 0, 1 and 2 are at step 17 of 100;"
+        " so far pushes have come too late, and were dropped: 3 of worker 1 and 6 of worker 2"
+    )
+
+
 def test_a_job_in_the_hands_of_another_service() -> None:
     unknown = tuple(WorkerSight(rank=rank, step=5) for rank in range(3))
     found = judge(Case(job=job(shards=0), workers=unknown))

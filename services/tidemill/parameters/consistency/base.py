@@ -1,5 +1,6 @@
 """What a way of consistency is: it takes whole pushes, applies them, and says who may read what."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from tidemill.parameters.rule import Guard, Rule, run
 from tidemill.parameters.saved import Position, Saved
 from tidemill.parameters.segments import Partials, combine
 from tidemill.parameters.sharedmemory import Memory
+from tidemill.parameters.stragglers import Roll
 from tidemill.parameters.sums import Sums
 from tidemill.tensors.blocks import BLOCK, Array, Block
 
@@ -53,12 +55,14 @@ class Reading:
         blocks: each block of the part with its values and its own version.
         close: to be called when the reading is over, under the group's lock.
         memory: where all of it lies, if workers can read it there.
+        ranks: whose gradients it was made of, where some may be dropped.
     """
 
     version: int
     blocks: Iterable[tuple[Block, Array, int]]
     close: Callable[[], None] = nothing
     memory: Memory | None = None
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,10 @@ class Consistency(ABC):
         self.tail = 2 * len(definition.tensors) * sum(rule.widths) if definition.shards > 1 else 0
         """Float32 that the totals of one step are as long as, which are recorded after its gradients."""
         self._logged: Array | None = None
+        self.time: Callable[[], float] = time.monotonic
+        """Tells how late workers are; another one may be given before the first step."""
+        self.roll = Roll(definition.stragglers, definition.workers, decides=definition.shard == 0)
+        """Who makes which round, where there are rounds."""
 
     def step(
         self,
@@ -306,6 +314,10 @@ class Consistency(ABC):
     @abstractmethod
     def failed(self, header: Header) -> None:
         """`apply` has raised, and the group has ended."""
+
+    def due(self) -> bool:
+        """Whether something is to be applied now, by who asks, without another push."""
+        return False
 
     @property
     def arrived(self) -> tuple[int, ...]:

@@ -42,6 +42,8 @@ class Bsp(Consistency):
         self._snapshots: Snapshots | None = None
         self._arrived: dict[int, Contribution] = {}
         self._closing = False
+        self._chosen: tuple[int, ...] = ()
+        """Who makes the round that closes; nobody = none does."""
         self._arrays = Arrays(part.elements)
         self._touched: dict[int, Mapping[int, Array]] = {}
         self._added = Added(part) if definition.consistency.arrival_order else None
@@ -79,8 +81,8 @@ class Bsp(Consistency):
             self._sums.made(self.version)
 
     def share(self) -> None:
-        """Let all versions lie in memory that workers can read."""
-        if not self._arrays.shared:
+        """Let all versions lie in memory that workers can read; unless rounds close while some still read old ones."""
+        if not self._arrays.shared and not self.definition.stragglers.drops:
             self._arrays.shared = True
             if self._snapshots is not None:
                 self._snapshots.move()
@@ -95,10 +97,9 @@ class Bsp(Consistency):
         return (self.version,) * self.definition.workers
 
     def entries(self, header: Header) -> tuple[Entry, ...]:
-        """All of the round, when that is complete."""
-        if len(self._arrived) < self.definition.workers:
-            return ()
-        return tuple(Entry(rank, one.attempt, one.samples) for rank, one in sorted(self._arrived.items()))
+        """All of the round, when that closes."""
+        made = [(rank, self._arrived[rank]) for rank in self._chosen]
+        return tuple(Entry(rank, one.attempt, one.samples) for rank, one in made)
 
     def again(self, entries: Sequence[Entry], fill: Fill | None) -> None:
         """Close a round again."""
@@ -108,6 +109,7 @@ class Bsp(Consistency):
             values = self._snapshots.draft()
             np.copyto(values, self._snapshots.latest.values)
             self.step(values, fill)
+        self.roll.closed(self.version, [entry.worker for entry in entries])
         self._snapshots.advance(values)
         self._tell()
 
@@ -142,8 +144,16 @@ class Bsp(Consistency):
     def accept(self, header: Header, gradients: Array, rows: Mapping[int, Rows]) -> bool:
         """Let a push wait for the others; whether it was the last one, or is to be added up now."""
         self._arrived[header.worker] = Contribution(header.attempt, header.samples, gradients, rows)
-        last = len(self._arrived) == self.definition.workers
-        self._closing = last or self._added is not None
+        self.roll.came(self.time())
+        self._closing = self.due() or self._added is not None
+        return self._closing
+
+    def due(self) -> bool:
+        """Whether the open round is to be closed now."""
+        if self._closing:
+            return False
+        self._chosen = self.roll.chosen(self._arrived, self.time())
+        self._closing = bool(self._chosen)
         return self._closing
 
     def apply(self, header: Header, record: Record = nothing_of) -> Applied:
@@ -153,9 +163,9 @@ class Bsp(Consistency):
             own = self._arrived[header.worker]
             self._added.add(own.gradients, own.samples)
             self._arrived[header.worker] = Contribution(own.attempt, own.samples, np.empty(0, np.float32))
-            if len(self._arrived) < self.definition.workers:
+            if not self._chosen:
                 return Applied(version=self.version, samples=0)
-        samples = sum(contribution.samples for contribution in self._arrived.values())
+        samples = sum(self._arrived[rank].samples for rank in self._chosen)
         self._next: Array | None = None
         if samples:
             self._next = self._step(self._snapshots.latest.values, self._snapshots.draft(), record)
@@ -166,7 +176,7 @@ class Bsp(Consistency):
         if self._added is not None:
             mean = self._added.take()
         else:
-            mean = Mean([self._arrived[rank] for rank in sorted(self._arrived)], self.part)
+            mean = Mean([self._arrived[rank] for rank in self._chosen], self.part)
 
         touched = mean.rows() if isinstance(mean, Mean) else {}
         self._catch_up(draft, values, touched)
@@ -202,11 +212,12 @@ class Bsp(Consistency):
         """Let the next version be seen, if there is one."""
         assert self._snapshots is not None
         self._closing = False
-        if len(self._arrived) == self.definition.workers:
+        if self._chosen:
+            self.roll.closed(self.version, self._chosen)
             self._snapshots.advance(self._next)
             for contribution in self._arrived.values():
                 self.pool.give(contribution.gradients)
-            self._arrived = {}
+            self._arrived, self._chosen = {}, ()
             self._tell()
 
     def failed(self, header: Header) -> None:
@@ -217,8 +228,7 @@ class Bsp(Consistency):
         """The round before the version, when it is open."""
         if wish.version <= self.version:
             return ""
-        missing = [str(rank) for rank in range(self.definition.workers) if rank not in self._arrived]
-        return f"version {wish.version}, for which worker{'s' * (len(missing) > 1)} {', '.join(missing)} must push"
+        return f"version {wish.version}, for which {self.roll.waits_for(self._arrived, self.time())}"
 
     def read(self, wish: Wish) -> Reading:
         """One version. Raises OutOfRange."""
@@ -231,6 +241,7 @@ class Bsp(Consistency):
             blocks=blocks,
             close=lambda: snapshots.release(found),
             memory=self._arrays.memory(found.values),
+            ranks=self.roll.made_of(found.version - 1),
         )
 
     def _blocks(

@@ -29,6 +29,7 @@ def from_group(address: str, part: parameters_pb2.Group) -> ShardSight:
         has_part=True,
         is_ready=part.state == parameters_pb2.Group.STATE_READY,
         mode=_MODES.get(part.consistency.mode, "bsp"),
+        spares=part.stragglers.most,
         version=part.version,
         arrived=tuple(part.arrived),
         members=tuple(
@@ -39,6 +40,7 @@ def from_group(address: str, part: parameters_pb2.Group) -> ShardSight:
                 waits_for=member.waits_for,
                 in_flight=member.bytes_in_flight,
                 seen=member.seen_time.ToMicroseconds() / 1e6,
+                dropped=member.dropped,
             )
             for member in part.members
         ),
@@ -98,6 +100,7 @@ def _to_shard(shard: ShardSight) -> pb.ShardSight:
                 waits_for=member.waits_for,
                 bytes_in_flight=member.in_flight,
                 seen_time=to_time(member.seen),
+                dropped=member.dropped,
             )
             for member in shard.members
         ],

@@ -56,6 +56,8 @@ class MemberSight:
     in_flight: int = 0
     seen: float = 0.0
     """When it was last heard of there, seconds since the epoch; 0 = never."""
+    dropped: int = 0
+    """Pushes that came when their round had closed without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class ShardSight:
     is_ready: bool = False
     """Whether that has values."""
     mode: str = "bsp"
+    spares: int = 0
+    """Workers without which a round closes, if the others have pushed; rank 0 is none of them."""
     version: int = 0
     arrived: tuple[int, ...] = ()
     members: tuple[MemberSight, ...] = ()
@@ -112,8 +116,12 @@ class Case:
 
     def __post_init__(self) -> None:
         clocks = {worker.rank: worker.step for worker in self.workers}
+        # Shards that do without a worker know no more of it than where the others are.
+        gone = (Condition.SILENT, Condition.ENDED) if any(shard.spares for shard in self.shards) else ()
+        left = {worker.rank for worker in self.workers if worker.condition in gone}
         for rank, known in _by_rank(self.shards).items():
-            clocks[rank] = max(clocks.get(rank, 0), min(member.clock for member in known))
+            if rank not in left:
+                clocks[rank] = max(clocks.get(rank, 0), min(member.clock for member in known))
         object.__setattr__(self, "positions", clocks)
         workers = [replace(worker, step=clocks[worker.rank]) for worker in joined(self.workers, self.shards)]
         object.__setattr__(self, "workers", tuple(workers))

@@ -125,6 +125,7 @@ def _unseen(case: Case) -> Verdict | None:
         return None
     found.sort(key=lambda worker: (_UNSEEN.index(worker.condition), worker.rank))
     free = any(shard.mode == "asp" for shard in case.shards) and len(found) < len(_needed(case))
+    free = free or _are_spared(case, [worker.rank for worker in found])
     alike: dict[str, list[int]] = {}
     for worker in found:
         alike.setdefault(_state(case, worker), []).append(worker.rank)
@@ -238,7 +239,9 @@ def _well(case: Case) -> Verdict:
         phases = sorted({worker.phase for worker in case.workers if worker.phase})
         return Verdict(text="is not stuck: its workers are " + (" and ".join(phases) or "being started") + now)
     where = _where(case, _ranks_of(case)).removeprefix("; ")
-    return Verdict(text=f"is not stuck: {where}{of if len(set(case.positions.values())) == 1 else ''}{now}")
+    return Verdict(
+        text=f"is not stuck: {where}{of if len(set(case.positions.values())) == 1 else ''}{now}{_dropped(case)}"
+    )
 
 
 _RULES: Sequence[Callable[[Case], Verdict | None]] = (
@@ -275,8 +278,24 @@ def _laggards(case: Case) -> tuple[int, ...]:
         waiting = [member.worker for member in shard.members if member.waits_for]
         low = min(clocks.values(), default=0)
         if any(clocks[rank] > low for rank in waiting):
-            found |= {rank for rank, clock in clocks.items() if clock == low}
+            behind = {rank for rank, clock in clocks.items() if clock == low}
+            # Without so few the round closes as soon as worker 0 is there.
+            found |= behind & {0} if len(behind - {0}) <= shard.spares else behind
     return tuple(sorted(found))
+
+
+def _are_spared(case: Case, ranks: Sequence[int]) -> bool:
+    """Whether rounds close without these."""
+    return 0 not in ranks and bool(case.shards) and all(len(ranks) <= shard.spares for shard in case.shards)
+
+
+def _dropped(case: Case) -> str:
+    """`; so far 3 pushes of worker 2 came too late, and were dropped`; "" of none."""
+    counts: dict[int, int] = {}
+    for member in (member for shard in case.shards for member in shard.members):
+        counts[member.worker] = max(counts.get(member.worker, 0), member.dropped)
+    named = [f"{count} of worker {rank}" for rank, count in sorted(counts.items()) if count]
+    return f"; so far pushes have come too late, and were dropped: {_listed(named)}" if named else ""
 
 
 def _is_late(worker: WorkerSight) -> bool:

@@ -7,7 +7,7 @@ import numpy as np
 
 from tidemill.training.optimizers import Optimizer
 from tidemill.training.rule import Rule
-from tidemill.training.strategies.base import Flat, Snapshot, Strategy, Sum, Team
+from tidemill.training.strategies.base import Flat, Next, Snapshot, Strategy, Sum, Team
 
 FIRST_BUCKET = (1 << 20) // 4
 BUCKET = 25 * (1 << 20) // 4
@@ -70,14 +70,14 @@ class AllReduce(Strategy):
         self._round = Round(self._buckets, gradient, weight, self._mean, self._peers.add)
         return self._round.ready
 
-    def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
+    def exchange(self, step: int, gradient: Flat, samples: int) -> Next:
         """Wait for the sums, and make a step with them."""
         if self._round is not None:
             self._round.finish()
             gradient = self._mean
         self._rule.step(self._flat, gradient, step)
         self._step = step + 1
-        return self._flat
+        return Next(step=self._step, flat=self._flat)
 
     def leave(self) -> None:
         """Leave the meeting."""

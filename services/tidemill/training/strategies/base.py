@@ -41,6 +41,18 @@ class Held:
     """Of the group."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Next:
+    """Where a worker goes on after a step."""
+
+    step: int
+    """The one after it, unless the others have gone on without this worker."""
+    flat: Flat
+    """The parameters that it starts from."""
+    counts: bool = True
+    """Whether what this worker gave to the step before was used."""
+
+
 class ParameterServer(Protocol):
     """What a strategy needs of a parameter server: one group on its shards.
 
@@ -66,10 +78,13 @@ class ParameterServer(Protocol):
     def abandon(self) -> None:
         """There will be no push of what was begun: no shard has taken anything of it."""
 
-    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
+    def push(self, gradient: Flat, *, step: int, samples: int) -> bool:
         """Hand in this worker's mean gradient over `samples` samples; the same again changes nothing.
 
         What was begun may still be on its way afterwards: then the next pull waits for it, and raises its errors.
+
+        Returns:
+            Whether it counts: where late workers are dropped, the step may have been made without it.
         """
 
     def pull(self, version: int) -> Flat:
@@ -78,6 +93,12 @@ class ParameterServer(Protocol):
         Where the workers do not make each step together: at this clock of the worker, as they are once its pushes for
         earlier steps were applied, and nobody is too far behind.
         """
+
+    def latest(self) -> tuple[int, Flat]:
+        """The latest version, and the parameters at it."""
+
+    def samples(self) -> int:
+        """Samples that were used so far, by all workers."""
 
     def versions(self) -> Sequence[int]:
         """The version of each shard; NotFound while the group is not on all of them."""
@@ -170,6 +191,8 @@ class Team:
     """Begins to look for the other workers."""
     pause: Callable[[float], None]
     """Waits so many seconds; raises when the worker is to stop."""
+    drops: bool = False
+    """Whether the workers make a step without the slowest of them."""
     rolls_back: bool = False
     """Whether the job goes on from its last checkpoint when shards have lost the parameters."""
     checkpoint: Callable[[Definition], GroupState] | None = None
@@ -203,11 +226,12 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
-        """The parameters after `step`, to which this worker gives its mean gradient over `samples` samples.
+    def exchange(self, step: int, gradient: Flat, samples: int) -> Next:
+        """Go on after `step`, to which this worker gives its mean gradient over `samples` samples.
 
         A worker without samples takes part all the same, with a gradient of zeros. In rounds it returns when all
         workers have given theirs; a worker may therefore wait in a step that is never finished, and is stopped then.
+        Where late workers are dropped it may go on at a later step, but for rank 0, for which all others wait.
         """
 
     def begin(self, step: int, gradient: Flat, samples: int) -> Callable[[int, int], None] | None:
@@ -236,6 +260,10 @@ class Strategy(ABC):
 
     def clocks(self) -> Sequence[int] | None:
         """Steps that each worker has done; None when all have done as many as this one."""
+        return None
+
+    def samples(self) -> int | None:
+        """Samples that were used so far, by all workers; None when the steps say it, for all of them count."""
         return None
 
     @abstractmethod

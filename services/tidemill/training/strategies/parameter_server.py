@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tidemill import errors
-from tidemill.training.strategies.base import GROUP_LOST, Flat, Held, Strategy, Team
+from tidemill.training.strategies.base import GROUP_LOST, Flat, Held, Next, Strategy, Team
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
@@ -19,6 +19,8 @@ class ParameterServerStrategy(Strategy):
     Where the workers do not make each step together (SSP, ASP), a worker counts its own steps, its clock. One that
     takes a dead one's place goes on at the clock of the shard that has applied the fewest of its pushes; the others
     know what they have. No worker waits for the end of another's epoch, or of its training.
+
+    Where late workers are dropped, one of which a step was made without goes on at the latest version.
     """
 
     def __init__(self, team: Team) -> None:
@@ -74,11 +76,19 @@ class ParameterServerStrategy(Strategy):
         """End what has left: it counts for nothing."""
         self._server.abandon()
 
-    def exchange(self, step: int, gradient: Flat, samples: int) -> Flat:
+    def exchange(self, step: int, gradient: Flat, samples: int) -> Next:
         """Push, and pull what comes out: in rounds that version, else what is there."""
         with self._kept():
-            self._server.push(gradient, step=step, samples=samples)
-            return self._server.pull(step + 1)
+            counts = self._server.push(gradient, step=step, samples=samples)
+            if counts:
+                try:
+                    return Next(step=step + 1, flat=self._server.pull(step + 1))
+                except errors.OutOfRange:
+                    # The others did not wait for this worker to read.
+                    if not self.team.drops or self.team.rank == 0:
+                        raise
+            latest, flat = self._server.latest()
+            return Next(step=latest, flat=flat, counts=counts)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -115,6 +125,10 @@ class ParameterServerStrategy(Strategy):
     def leave(self) -> None:
         """Close the connections."""
         self._server.close()
+
+    def samples(self) -> int | None:
+        """Where late workers are dropped, what the shards have counted."""
+        return self._server.samples() if self.team.drops else None
 
     def snapshot(self) -> Held:
         """The group. In rounds nobody makes a step without this worker; else the others have stopped, or soon do."""

@@ -23,9 +23,13 @@ FINAL = (
 """Errors that a new worker would meet again: its orders, its samples and its seeds are the same."""
 
 
+STRAGGLERS = "STRAGGLERS"
+"""Reason of the error of a group that has ended because workers were late."""
+
+
 def is_final(error: BaseException) -> bool:
     """Whether a new worker would meet the same error again."""
-    return isinstance(error, FINAL)
+    return isinstance(error, FINAL) or (isinstance(error, errors.TidemillError) and error.reason == STRAGGLERS)
 
 
 def describe(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from tidemill.clients import snapshots
 from tidemill.clients.artifacts import ArtifactsClient
 from tidemill.clients.groupdefinition import Definition
 from tidemill.clients.groupstate import GroupState
-from tidemill.clients.parameters import Outgoing, ParametersAdmin, ParametersClient
+from tidemill.clients.parameters import LATEST, Outgoing, ParametersAdmin, ParametersClient
 from tidemill.clients.workers import WorkerClient
 from tidemill.rpc.loop import LoopThread
 from tidemill.training import convert
@@ -133,6 +133,9 @@ class RemoteGroup:
                 schedule_parameters=spec.schedule.parameters,
                 durability="none" if kept in ("", "checkpoint") else kept,  # workers keep checkpoints, not shards
                 fsync=spec.durability.fsync,
+                stragglers=spec.stragglers.policy or "wait",
+                most_dropped=spec.stragglers.most,
+                after_seconds=spec.stragglers.after_seconds,
             )
         )
 
@@ -158,27 +161,38 @@ class RemoteGroup:
         if outgoing is not None:
             outgoing.cancel()
 
-    def push(self, gradient: Flat, *, step: int, samples: int) -> None:
-        """Hand in this worker's mean gradient; where it travels, the next pull waits for the answers."""
+    def push(self, gradient: Flat, *, step: int, samples: int) -> bool:
+        """Hand in this worker's mean gradient; whether it counts. The next pull waits for its answers."""
         client, task = self._client, self._task
         if self._outgoing is not None or (samples and client.overlaps(task.rank, task.attempt)):
             (self._outgoing or self._begun(gradient, step, samples)).commit()
-            return
+            return True
         before = client.choice
-        client.push(gradient, worker=task.rank, step=step, attempt=task.attempt, samples=samples)
+        outcome = client.push(gradient, worker=task.rank, step=step, attempt=task.attempt, samples=samples)
         if client.choice is not before and client.choice is not None:
             LOG.info("rank %d chooses %s: %s", task.rank, client.choice.codec, client.choice.reason)
+        return not outcome.dropped
 
     def pull(self, version: int) -> Flat:
         """The parameters at a version, or at a clock of this worker."""
+        return self._pulled(version)[1]
+
+    def latest(self) -> tuple[int, Flat]:
+        """The latest version."""
+        return self._pulled(LATEST)
+
+    def samples(self) -> int:
+        """Samples that were used so far."""
+        return self._client.samples()
+
+    def _pulled(self, version: int) -> tuple[int, Flat]:
         rank, attempt = self._task.rank, self._task.attempt
         if self._flat is None:
             self._flat = np.empty(self._client.layout.elements, np.float32)
         outgoing, self._outgoing = self._outgoing, None
         if outgoing is not None:
-            return self._client.exchange(outgoing, version, self._flat, worker=rank, attempt=attempt)[1]
-        _, found = self._client.pull(version, self._flat, worker=rank, attempt=attempt, view=True)
-        return found
+            return self._client.exchange(outgoing, version, self._flat, worker=rank, attempt=attempt)
+        return self._client.pull(version, self._flat, worker=rank, attempt=attempt, view=True)
 
     def versions(self) -> Sequence[int]:
         """The version of each shard."""

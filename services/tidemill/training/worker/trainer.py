@@ -8,7 +8,7 @@ from typing import Protocol
 from tidemill.errors import FailedPrecondition, TidemillError
 from tidemill.telemetry import attributes
 from tidemill.training.samples import Array
-from tidemill.training.strategies.base import Flat, Lost, Strategy
+from tidemill.training.strategies.base import Lost, Strategy
 from tidemill.training.worker.heartbeat import TRAINING
 from tidemill.training.worker.session import Session
 from tidemill.training.worker.sharding import derive
@@ -145,7 +145,9 @@ class Trainer:
     def _is_over(self, epoch: int) -> bool:
         if self._judge is not None:
             loss = self._loss / self._seen if self._seen else None
-            used = self._schedule.used(self._strategy.clocks() or self._together(epoch))
+            used = self._strategy.samples()
+            if used is None:
+                used = self._schedule.used(self._strategy.clocks() or self._together(epoch))
             return self._judge.finish(epoch, loss=loss, seconds=time.monotonic() - self._begun, samples=used)
         while epoch == self._task.spec.epochs:
             self._stop.pause(60.0)
@@ -156,21 +158,26 @@ class Trainer:
         return [epoch * self._schedule.steps_per_epoch] * self._task.spec.workers
 
     def _epoch(self, step: int) -> int:
-        """Take part in the steps from `step` to the end of its epoch; the first step of the next."""
+        """Take part in the steps from `step` to the end of its epoch; the step to go on with, the first of the next.
+
+        Others may have made steps without this worker: then it leaves them out, and may go on in a later epoch.
+        """
         epoch = self._schedule.epoch(step)
+        end = epoch * self._schedule.steps_per_epoch
         order = self._schedule.order(epoch)
         self._begun = time.monotonic()
         self._progress.phase = TRAINING
         given = {attributes.EPOCH: epoch, attributes.RANK: self._task.rank}
         with span(self._tracer, attributes.SPAN_EPOCH, dict(given)):
             with span(self._tracer, attributes.SPAN_STEP, {**given, attributes.STEP: step}):
-                self._step(step, order)
+                step = self._step(step, order)
             with muted():
-                for following in range(step + 1, epoch * self._schedule.steps_per_epoch):
-                    self._step(following, order)
-        return epoch * self._schedule.steps_per_epoch
+                while step < end:
+                    step = self._step(step, order)
+        return step
 
-    def _step(self, step: int, order: Array) -> None:
+    def _step(self, step: int, order: Array) -> int:
+        """Take part in a step of an epoch with this order; the step to go on with."""
         self._stop.check()
         self._pause()
         part = self._schedule.part(order, step, self._task.rank)
@@ -183,16 +190,19 @@ class Trainer:
         except BaseException:
             self._strategy.abandon()
             raise
-        flat: Flat = self._strategy.exchange(step, gradient, len(part))
-        self._network.load(flat)
-        self._loss += loss * len(part)
-        self._seen += len(part)
+        after = self._strategy.exchange(step, gradient, len(part))
+        self._network.load(after.flat)
         progress = self._progress
-        progress.step, progress.samples = step + 1, progress.samples + len(part)
+        progress.step = after.step
         if len(part):
             progress.loss = loss
-        if self._is_due(step + 1) and (step + 1) % self._schedule.steps_per_epoch:
+        if after.counts:
+            self._loss += loss * len(part)
+            self._seen += len(part)
+            progress.samples += len(part)
+        if self._is_due(after.step) and after.step % self._schedule.steps_per_epoch:
             self._keep()
+        return after.step
 
     def _is_due(self, step: int) -> bool:
         """Whether a checkpoint is to be kept when so many steps are done."""

@@ -206,6 +206,7 @@ class Work:
                 server=lambda: self._with.server(task),
                 peers=lambda: self._with.peers(task, snapshots.read, self._progress),
                 pause=self._stop.pause,
+                drops=task.spec.stragglers.drops,
                 rolls_back=task.spec.durability.mode == "checkpoint",
                 checkpoint=partial(snapshots.read_group, task.checkpoint) if task.checkpoint else None,
             )

@@ -234,6 +234,77 @@ class Durability(_message.Message):
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 @_typing.final
+class Stragglers(_message.Message):
+    """What becomes of workers that are late in rounds, BSP and SSP with a staleness of 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Policy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _PolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Stragglers._Policy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        POLICY_UNSPECIFIED: Stragglers._Policy.ValueType  # 0
+        """WAIT."""
+        POLICY_WAIT: Stragglers._Policy.ValueType  # 1
+        """The others wait for them."""
+        POLICY_DROP: Stragglers._Policy.ValueType  # 2
+        """The round closes without the slowest, as with the backup workers of Chen et al. 2016, and its mean is that of the
+        others. Shard 0 decides: with all who have pushed there when these are enough, rank 0 among them. The other shards
+        wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, with sparse tensors, or on
+        many shards with clipping or a layer-wise optimizer.
+        """
+        POLICY_FAIL: Stragglers._Policy.ValueType  # 3
+        """The group ends: every call that waits on it, and all that follow but DeleteGroup, are DEADLINE_EXCEEDED with reason
+        STRAGGLERS, and the missing `ranks` in the text and the metadata. Not with copies.
+        """
+
+    class Policy(_Policy, metaclass=_PolicyEnumTypeWrapper):
+        """What becomes of them."""
+
+    POLICY_UNSPECIFIED: Stragglers.Policy.ValueType  # 0
+    """WAIT."""
+    POLICY_WAIT: Stragglers.Policy.ValueType  # 1
+    """The others wait for them."""
+    POLICY_DROP: Stragglers.Policy.ValueType  # 2
+    """The round closes without the slowest, as with the backup workers of Chen et al. 2016, and its mean is that of the
+    others. Shard 0 decides: with all who have pushed there when these are enough, rank 0 among them. The other shards
+    wait for CloseRound. What comes later is `dropped`. Not with copies, in order of arrival, with sparse tensors, or on
+    many shards with clipping or a layer-wise optimizer.
+    """
+    POLICY_FAIL: Stragglers.Policy.ValueType  # 3
+    """The group ends: every call that waits on it, and all that follow but DeleteGroup, are DEADLINE_EXCEEDED with reason
+    STRAGGLERS, and the missing `ranks` in the text and the metadata. Not with copies.
+    """
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    policy: Global___Stragglers.Policy.ValueType
+    """The policy."""
+    most: _builtins.int
+    """DROP: most workers without which a round closes, 1 to `workers` - 1. Otherwise 0."""
+    after_seconds: _builtins.float
+    """DROP: a round is kept open for the missing at least for so many seconds since its first push; 0 = not at all. FAIL:
+    seconds since the first push of a round after which it is too late, more than 0. At most 86400; with WAIT 0.
+    """
+    def __init__(
+        self,
+        *,
+        policy: Global___Stragglers.Policy.ValueType = ...,
+        most: _builtins.int = ...,
+        after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seconds", b"after_seconds", "most", b"most", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stragglers: _TypeAlias = Stragglers  # noqa: Y015
+
+@_typing.final
 class Position(_message.Message):
     """How far a group is, between two steps."""
 
@@ -281,6 +352,7 @@ class Member(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SEEN_TIME_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     worker: _builtins.int
     """Its rank."""
     attempt: _builtins.int
@@ -291,6 +363,8 @@ class Member(_message.Message):
     """What it waits for now, in words: "" = it does not wait here."""
     bytes_in_flight: _builtins.int
     """Bytes of a push of its that have come so far and were not applied yet."""
+    dropped: _builtins.int
+    """Pushes of its that came when their round had closed without them."""
     @_builtins.property
     def seen_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last heard of."""
@@ -304,10 +378,11 @@ class Member(_message.Message):
         waits_for: _builtins.str = ...,
         bytes_in_flight: _builtins.int = ...,
         seen_time: _timestamp_pb2.Timestamp | None = ...,
+        dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "seen_time", b"seen_time", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "dropped", b"dropped", "seen_time", b"seen_time", "waits_for", b"waits_for", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,6 +439,7 @@ class Group(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     SPARSE_FIELD_NUMBER: _builtins.int
+    STRAGGLERS_FIELD_NUMBER: _builtins.int
     SUMS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name `groups/{group}`."""
@@ -439,6 +515,10 @@ class Group(_message.Message):
         (NO_SPARSE) when the optimizer changes rows without gradients; not with a log, nor in order of arrival.
         """
 
+    @_builtins.property
+    def stragglers(self) -> Global___Stragglers:
+        """What becomes of workers that are late; missing = the others wait."""
+
     def __init__(
         self,
         *,
@@ -464,11 +544,12 @@ class Group(_message.Message):
         steps: _builtins.int = ...,
         term: _builtins.int = ...,
         sparse: _abc.Iterable[_builtins.int] | None = ...,
+        stragglers: Global___Stragglers | None = ...,
         sums: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "create_time", b"create_time", "durability", b"durability", "optimizer", b"optimizer", "schedule", b"schedule", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "sparse", b"sparse", "state", b"state", "steps", b"steps", "sums", b"sums", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived", b"arrived", "blocks", b"blocks", "clip_norm", b"clip_norm", "consistency", b"consistency", "create_time", b"create_time", "duplicates", b"duplicates", "durability", b"durability", "l1", b"l1", "members", b"members", "name", b"name", "optimizer", b"optimizer", "samples", b"samples", "schedule", b"schedule", "shard", b"shard", "shards", b"shards", "sparse", b"sparse", "state", b"state", "steps", b"steps", "stragglers", b"stragglers", "sums", b"sums", "tensors", b"tensors", "term", b"term", "version", b"version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1056,26 +1137,94 @@ class PushResponse(_message.Message):
     DUPLICATE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     duplicate: _builtins.bool
     """Whether this push was a repetition and changed nothing."""
     version: _builtins.int
     """Version of the group on this shard now."""
     term: _builtins.int
     """The highest term that a worker has told this shard."""
+    dropped: _builtins.bool
+    """Whether the round of this step has closed without this push, which counts for nothing: its worker goes on at the latest
+    version.
+    """
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With the policy DROP, when the round of this step has closed: the ranks whose gradients it was made of, if they are
+        still known.
+        """
+
     def __init__(
         self,
         *,
         duplicate: _builtins.bool = ...,
         version: _builtins.int = ...,
         term: _builtins.int = ...,
+        dropped: _builtins.bool = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["duplicate", b"duplicate", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "duplicate", b"duplicate", "ranks", b"ranks", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PushResponse: _TypeAlias = PushResponse  # noqa: Y015
+
+@_typing.final
+class CloseRoundRequest(_message.Message):
+    """Tells whose gradients make a step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`groups/{group}`."""
+    step: _builtins.int
+    """The step: the version that the gradients were computed from."""
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The ranks, ascending, each once."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        step: _builtins.int = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ranks", b"ranks", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRoundRequest: _TypeAlias = CloseRoundRequest  # noqa: Y015
+
+@_typing.final
+class CloseRoundResponse(_message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """Version of the group on this shard now."""
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRoundResponse: _TypeAlias = CloseRoundResponse  # noqa: Y015
 
 @_typing.final
 class PullRequest(_message.Message):
@@ -1140,6 +1289,7 @@ class PullResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """BSP: version it belongs to; the same in the whole stream. SSP and ASP: steps that were made on this block."""
     @_builtins.property
@@ -1152,16 +1302,23 @@ class PullResponse(_message.Message):
         has pushed for the step that begins with it.
         """
 
+    @_builtins.property
+    def ranks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With the policy DROP, in the first message of a stream: the ranks whose gradients this version was made of, if they are
+        still known. Other shards are to be told, by CloseRound.
+        """
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         block: Global___BlockData | None = ...,
         memory: Global___SharedMemory | None = ...,
+        ranks: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "memory", b"memory", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "memory", b"memory", "ranks", b"ranks", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,6 +86,11 @@ class ParameterServiceStub(object):
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.SerializeToString,
                 response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.FromString,
                 _registered_method=True)
+        self.CloseRound = channel.unary_unary(
+                '/tidemill.api.parameters.v1.ParameterService/CloseRound',
+                request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.SerializeToString,
+                response_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.FromString,
+                _registered_method=True)
         self.Attach = channel.unary_unary(
                 '/tidemill.api.parameters.v1.ParameterService/Attach',
                 request_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.AttachRequest.SerializeToString,
@@ -158,7 +163,8 @@ class ParameterServiceServicer(object):
 
         BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
         group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-        up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+        up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+        does not wait for stragglers; a round without samples advances
         the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
         FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -209,6 +215,17 @@ class ParameterServiceServicer(object):
         now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
         it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
         rounds, where nobody passes a step without rank 0.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseRound(self, request, context):
+        """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+        has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+        all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+        done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+        this shard decides by itself (NO_VERDICT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,6 +314,11 @@ def add_ParameterServiceServicer_to_server(servicer, server):
                     servicer.HoldGroup,
                     request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.FromString,
                     response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.SerializeToString,
+            ),
+            'CloseRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseRound,
+                    request_deserializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.FromString,
+                    response_serializer=tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.SerializeToString,
             ),
             'Attach': grpc.unary_unary_rpc_method_handler(
                     servicer.Attach,
@@ -590,6 +612,33 @@ class ParameterService(object):
             '/tidemill.api.parameters.v1.ParameterService/HoldGroup',
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupRequest.SerializeToString,
             tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.HoldGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tidemill.api.parameters.v1.ParameterService/CloseRound',
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundRequest.SerializeToString,
+            tidemill_dot_api_dot_parameters_dot_v1_dot_parameters__pb2.CloseRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,7 +62,8 @@ class ParameterServiceStub:
 
     BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
     group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-    up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+    up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+    does not wait for stragglers; a round without samples advances
     the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
     FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -97,6 +98,13 @@ class ParameterServiceStub:
     now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
     it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
     rounds, where nobody passes a step without rank 0.
+    """
+    CloseRound: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.CloseRoundRequest, _parameters_pb2.CloseRoundResponse]
+    """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+    has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+    all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+    done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+    this shard decides by itself (NO_VERDICT).
     """
     Attach: _grpc.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -140,7 +148,8 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
 
     BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
     group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-    up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+    up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+    does not wait for stragglers; a round without samples advances
     the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
     FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -175,6 +184,13 @@ class ParameterServiceAsyncStub(ParameterServiceStub):
     now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
     it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
     rounds, where nobody passes a step without rank 0.
+    """
+    CloseRound: _aio.UnaryUnaryMultiCallable[_parameters_pb2.CloseRoundRequest, _parameters_pb2.CloseRoundResponse]  # type: ignore[assignment]
+    """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+    has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+    all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+    done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+    this shard decides by itself (NO_VERDICT).
     """
     Attach: _aio.UnaryUnaryMultiCallable[_parameters_pb2.AttachRequest, _parameters_pb2.AttachResponse]  # type: ignore[assignment]
     """Gives a worker on the same host memory that it shares with this shard, for as long as it has its rank: then Push and
@@ -251,7 +267,8 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
 
         BSP, and SSP with a staleness of 0: the round of a step closes, and the optimizer runs, when every worker of the
         group has handed in: then the version is step + 1. The optimizer gets the mean over all samples of the round, added
-        up in order of rank whatever the order of arrival, unless the group says otherwise; a round without samples advances
+        up in order of rank whatever the order of arrival, unless the group says otherwise, and of all workers, unless the group
+        does not wait for stragglers; a round without samples advances
         the version and changes nothing else. A push for a step before the version is a repetition, one for a later step
         FAILED_PRECONDITION (STEP_AHEAD).
 
@@ -310,6 +327,19 @@ class ParameterServiceServicer(metaclass=_abc_1.ABCMeta):
         now on no worker but that of rank 0 is given parameters for the step that is returned, or a later one; none has begun
         it. Asked again, the same step or a later one. It holds as long as this process has the group. FAILED_PRECONDITION (NO_HOLD) in
         rounds, where nobody passes a step without rank 0.
+        """
+
+    @_abc_1.abstractmethod
+    def CloseRound(
+        self,
+        request: _parameters_pb2.CloseRoundRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_parameters_pb2.CloseRoundResponse, _abc.Awaitable[_parameters_pb2.CloseRoundResponse]]:
+        """Tells a shard whose gradients make the step of a round that is open there, or was closed, with the policy DROP: shard 0
+        has decided it, and said it in `PullResponse.ranks` or `PushResponse.ranks`. The shard closes the round with them when
+        all of them have pushed, and ignores the others. The same again changes nothing; anything else than what was said, or
+        done, before is FAILED_PRECONDITION (CONTRADICTION), as is a step that has not come (STEP_AHEAD), or a group in which
+        this shard decides by itself (NO_VERDICT).
         """
 
     @_abc_1.abstractmethod

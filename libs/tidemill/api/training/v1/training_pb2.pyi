@@ -210,6 +210,43 @@ class Durability(_message.Message):
 Global___Durability: _TypeAlias = Durability  # noqa: Y015
 
 @_typing.final
+class Stragglers(_message.Message):
+    """What becomes of workers that are late, where all make each step together on parameter shards."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    AFTER_SECONDS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """`wait`: the others wait for them. `drop`: a step is made without the slowest, whose gradients of it count for nothing;
+    they go on where the others are. Worker 0 is always waited for: it measures and exports. `fail`: the job fails, and says
+    who was late. Empty = `wait`. Neither `drop` nor `fail` goes with the durability `replicated`, nor `drop` with gradients
+    that are added up in order of arrival, or on many shards with `clip_norm` or `lamb`.
+    """
+    most: _builtins.int
+    """`drop`: most workers without which a step is made, 1 to the number of workers - 1. Otherwise 0."""
+    after_seconds: _builtins.float
+    """`drop`: seconds since the first gradient of a step for which the slowest are waited for all the same. `fail`: after so
+    many seconds since the first gradient of a step it is too late, more than 0; longer than a measurement of the validation
+    split takes, and than a dead worker's replacement may take. At most 86400.
+    """
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        most: _builtins.int = ...,
+        after_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seconds", b"after_seconds", "most", b"most", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stragglers: _TypeAlias = Stragglers  # noqa: Y015
+
+@_typing.final
 class JobSpec(_message.Message):
     """What to train."""
 
@@ -237,6 +274,7 @@ class JobSpec(_message.Message):
     L1_FIELD_NUMBER: _builtins.int
     CODEC_FIELD_NUMBER: _builtins.int
     DURABILITY_FIELD_NUMBER: _builtins.int
+    STRAGGLERS_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
     """How workers combine their work; empty = `parameter_server`."""
     workers: _builtins.int
@@ -308,6 +346,10 @@ class JobSpec(_message.Message):
     def durability(self) -> Global___Durability:
         """What outlives the end of a parameter shard."""
 
+    @_builtins.property
+    def stragglers(self) -> Global___Stragglers:
+        """What becomes of workers that are late."""
+
     def __init__(
         self,
         *,
@@ -333,10 +375,11 @@ class JobSpec(_message.Message):
         l1: _builtins.float = ...,
         codec: Global___Component | None = ...,
         durability: Global___Durability | None = ...,
+        stragglers: Global___Stragglers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "schedule", b"schedule", "split", b"split"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "schedule", b"schedule", "split", b"split", "stragglers", b"stragglers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "code_revision", b"code_revision", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "epochs", b"epochs", "l1", b"l1", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "split", b"split", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts", "alias", b"alias", "batch_size", b"batch_size", "checkpoint_steps", b"checkpoint_steps", "clip_norm", b"clip_norm", "code_revision", b"code_revision", "codec", b"codec", "consistency", b"consistency", "dataset", b"dataset", "durability", b"durability", "early_stopping", b"early_stopping", "epochs", b"epochs", "l1", b"l1", "max_restarts", b"max_restarts", "model", b"model", "optimizer", b"optimizer", "register_as", b"register_as", "schedule", b"schedule", "seed", b"seed", "shards", b"shards", "split", b"split", "stragglers", b"stragglers", "strategy", b"strategy", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_restarts: _TypeAlias = _typing.Literal["max_restarts"]  # noqa: Y015
     _WhichOneofArgType__max_restarts: _TypeAlias = _typing.Literal["_max_restarts", b"_max_restarts"]  # noqa: Y015
@@ -1279,6 +1322,7 @@ class MemberSight(_message.Message):
     WAITS_FOR_FIELD_NUMBER: _builtins.int
     BYTES_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SEEN_TIME_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     """Its rank."""
     attempt: _builtins.int
@@ -1289,6 +1333,8 @@ class MemberSight(_message.Message):
     """What it waits for there, in words; empty = for nothing."""
     bytes_in_flight: _builtins.int
     """Bytes of a push of its that have come so far and were not applied yet."""
+    dropped: _builtins.int
+    """Pushes of its that came there when their round had closed without them."""
     @_builtins.property
     def seen_time(self) -> _timestamp_pb2.Timestamp:
         """When it was last heard of there."""
@@ -1302,10 +1348,11 @@ class MemberSight(_message.Message):
         waits_for: _builtins.str = ...,
         bytes_in_flight: _builtins.int = ...,
         seen_time: _timestamp_pb2.Timestamp | None = ...,
+        dropped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["seen_time", b"seen_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "rank", b"rank", "seen_time", b"seen_time", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_in_flight", b"bytes_in_flight", "clock", b"clock", "dropped", b"dropped", "rank", b"rank", "seen_time", b"seen_time", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
