@@ -105,6 +105,9 @@ FIELDS: Mapping[str, Name | Text] = {
         [f"{_P}{kind}Request.name" for kind in ("Attach", "DeleteGroup", "GetGroup", "Load", "Pull", "PullState")],
         _GROUP,
     ),
+    **dict.fromkeys(
+        [f"{_P}{kind}Request.name" for kind in ("CloseRound", "HoldGroup", "ReadSums", "WriteSums")], _GROUP
+    ),
     f"{_P}Group.name": _GROUP,
     f"{_P}PushHeader.name": _GROUP,
     f"{_P}Optimizer.name": _OPTIONAL,
@@ -160,7 +163,8 @@ FIELDS: Mapping[str, Name | Text] = {
     f"{_R}ListInstancesRequest.service": _OPTIONAL,
     "tidemill.api.tensors.v1.TensorSpec.name": _TENSOR,
     **dict.fromkeys(
-        [f"{_T}{kind}JobRequest.name" for kind in ("Cancel", "Delete", "Get", "Pause", "Resume", "Watch")], _JOB
+        [f"{_T}{kind}JobRequest.name" for kind in ("Cancel", "Delete", "Get", "Pause", "Resize", "Resume", "Watch")],
+        _JOB,
     ),
     **dict.fromkeys([f"{_T}{kind}Request.name" for kind in ("ExplainJob", "StreamEvents", "StreamLogs")], _JOB),
     f"{_T}CreateJobRequest.job_id": _OPTIONAL,
@@ -175,6 +179,7 @@ FIELDS: Mapping[str, Name | Text] = {
     f"{_T}JobSpec.strategy": _OPTIONAL,
     f"{_T}Consistency.mode": _OPTIONAL,
     f"{_T}Durability.mode": _OPTIONAL,
+    f"{_T}Stragglers.policy": _OPTIONAL,
     f"{_T}JobSpec.register_as": Name(_MODEL.patterns, optional=True),
     f"{_T}JobSpec.alias": _OPTIONAL,
     f"{_T}JobSpec.code_revision": _WORDS,
@@ -247,14 +252,18 @@ REQUESTS: Mapping[str, Any] = {
         for kind in ("Add", "Remove")
     },
     "CreateJob": {"spec": _SPEC},
-    **{f"{kind}Job": {"name": "jobs/none"} for kind in ("Get", "Cancel", "Pause", "Resume", "Delete", "Watch")},
+    **{
+        f"{kind}Job": {"name": "jobs/none"}
+        for kind in ("Get", "Cancel", "Pause", "Resize", "Resume", "Delete", "Watch")
+    },
     **{kind: {"name": "jobs/none"} for kind in ("ExplainJob", "StreamEvents", "StreamLogs")},
     "CreateGroup": {"group": _GROUP_FIELDS},
     "Attach": {"name": "groups/none"},
     **{f"{kind}Group": {"name": "groups/none"} for kind in ("Get", "Delete")},
     "Load": {"name": "groups/none"},
     "Push": {"header": {"name": "groups/none"}},
-    **{kind: {"name": "groups/none"} for kind in ("Pull", "PullState")},
+    **{kind: {"name": "groups/none"} for kind in ("Pull", "PullState", "CloseRound", "HoldGroup")},
+    **{kind: {"name": "groups/none"} for kind in ("ReadSums", "WriteSums")},
     "CheckOptimizer": {"optimizer": {"name": "sgd"}},
     **{f"Model{kind}": {"name": "m", "version": "1"} for kind in ("Ready", "Metadata", "Config", "Statistics")},
     **{f"Model{kind}Infer": _INFER for kind in ("", "Stream")},

@@ -557,11 +557,11 @@ class Group:
                 raise self._stale(header.worker, header.attempt, later)
             if not alive():
                 raise errors.Cancelled("nobody waits for the push any more")
-            waits.append(f"the round of step {header.step}")
+            waits.append(reason := f"the round of step {header.step}")
             try:
                 self._pause()
             finally:
-                waits.pop()
+                waits.remove(reason)  # the worker's pull may wait as well
 
     def _stage(self, header: Header) -> Staging | None:
         """Where this push may put its blocks; None when it is a repetition."""

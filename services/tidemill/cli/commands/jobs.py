@@ -21,7 +21,7 @@ STATES = [state_name(pb.Job(state=value)) for value in pb.Job.State.values() if 
 class Jobs(Command):
     """Lists, shows, cancels, pauses, deletes and plots jobs."""
 
-    help = "list, show, explain, cancel, pause, resume, resize, delete or plot training jobs"
+    help = "list, show, explain, cancel, pause, resize, delete or plot training jobs"
     examples = (
         "tidemill jobs",
         "tidemill jobs show JOB",
