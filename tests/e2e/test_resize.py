@@ -83,8 +83,8 @@ def pids(job: pb.Job) -> dict[int, tuple[int, int]]:
 
 async def test_workers_join_and_leave_and_shards_come_and_go(tmp_path: Path) -> None:
     async with platform(tmp_path, 3) as (client, _):
-        fixed = await client.create_job(job(epochs=40), "fixed")
-        created = await client.create_job(job(epochs=40), "elastic")
+        fixed = await client.create_job(job(epochs=30), "fixed")
+        created = await client.create_job(job(epochs=30), "elastic")
         name = created.name
         alone = await at_work(client, name, 1)
         await resized(client, name, workers=3, shards=2)
@@ -96,7 +96,7 @@ async def test_workers_join_and_leave_and_shards_come_and_go(tmp_path: Path) -> 
         left = next(worker for worker in three.workers if worker.rank == 2)
         await until(lambda: not alive(pb.Job(workers=[left])), what="who has left has ended")
         await resized(client, name, workers=3)
-        assert (await at_work(client, name, 1)).workers[2].attempt == 1
+        assert (await at_work(client, name, 1)).workers[2].attempt == 1, "a process of its own"
         done = await ended(client, created, State.STATE_SUCCEEDED)
         straight = await ended(client, fixed, State.STATE_SUCCEEDED)
     assert done.restarts == 0
@@ -113,10 +113,6 @@ WAYS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "lamb", "parameters": {"learning_rate": 0.01}},
     },
     "replicated": {"durability": {"mode": "replicated"}, "shards": 2},
-    "top-k and checkpoints": {
-        "codec": {"name": "topk", "parameters": {"fraction": 0.1}},
-        "durability": {"mode": "checkpoint", "interval_steps": 7},
-    },
 }
 
 
@@ -125,7 +121,7 @@ async def test_in_every_way(tmp_path: Path, way: str) -> None:
     together = way != "ssp"
     async with platform(tmp_path, 3) as (client, _):
         # Without rounds nobody waits for those who join: it would be over before they are there.
-        created = await client.create_job(job(epochs=16 if together else 10_000, **WAYS[way]))
+        created = await client.create_job(job(epochs=12 if together else 10_000, **WAYS[way]))
         name = created.name
         await at_work(client, name, 1)
         await resized(client, name, workers=2, shards=3)
@@ -146,7 +142,7 @@ async def test_in_every_way(tmp_path: Path, way: str) -> None:
 
 async def test_workers_that_talk_to_each_other_meet_anew(tmp_path: Path) -> None:
     async with platform(tmp_path, 0) as (client, _):
-        created = await client.create_job(job(strategy="all_reduce", shards=0, epochs=30))
+        created = await client.create_job(job(strategy="all_reduce", shards=0))
         name = created.name
         alone = await at_work(client, name, 1)
         await resized(client, name, workers=3)

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 import numpy as np
+from google.protobuf.empty_pb2 import Empty
 from opentelemetry import trace
 
 from tidemill import errors
@@ -368,7 +369,7 @@ class ParametersClient:
             own = pb.PushHeader()
             own.CopyFrom(header)
             own.name, own.term = self._name(endpoint), self._replicas.term(shard)
-            own.shared = segment is not None
+            own.shared, own.has_end = segment is not None, readiness is not None
             if segment is None and self.codec != EXACT:
                 own.codec = self.codec
                 own.codec_parameters.update(self._codec_parameters)
@@ -377,14 +378,17 @@ class ParametersClient:
 
             def requests(leaving: Departures) -> Iterator[bytes]:
                 yield pb.PushRequest(header=own).SerializeToString()
-                if data is None or segment is not None:
-                    return
-                try:
-                    for piece in self._chunks(leaving, data):
-                        yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
-                except errors.TidemillError as error:
-                    # What cannot be encoded; gRPC would take it for a broken call. A block is missing: it is refused.
-                    refused.append(error)
+                if data is not None and segment is None:
+                    try:
+                        for piece in self._chunks(leaving, data):
+                            yield b"".join(frame(b"", pb.PushRequest.BLOCK_FIELD_NUMBER, piece))
+                    except errors.TidemillError as error:
+                        # What cannot be encoded; gRPC would take it for a broken call. A block is missing then.
+                        refused.append(error)
+                        return
+                if own.has_end and there.is_complete:
+                    # A server may take a stream that is cancelled for one that has ended.
+                    yield pb.PushRequest(end=Empty()).SerializeToString()
 
             self._verdicts.repeat(endpoint, step, calls)
             with (

@@ -1,7 +1,7 @@
 """Between the messages of the parameter API and the objects of the shard."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -237,6 +237,7 @@ def to_header(request: pb.PushRequest | bytes | None) -> tuple[str, Header]:
         codec="" if header.codec == EXACT else header.codec,
         codec_parameters=_parameters(header.codec_parameters, "codec"),
         squares=header.squares,
+        has_end=header.has_end,
     )
 
 
@@ -256,6 +257,19 @@ def pushed(message: bytes) -> pb.PushRequest | bytes:
     if message[:1] == _BLOCK:
         return message
     return pb.PushRequest.FromString(message)
+
+
+def to_its_end(requests: Iterable[pb.PushRequest | bytes]) -> Iterator[pb.PushRequest | bytes]:
+    """The messages of a push before its last one, which must say that the push counts.
+
+    Raises:
+        Invalid: reason NO_END, it did not come: the worker has given the push up.
+    """
+    for request in requests:
+        if not isinstance(request, bytes) and request.HasField("end"):
+            return
+        yield request
+    raise invalid("end", "did not come: the push was given up", reason="NO_END")
 
 
 def to_rows(request: pb.PushRequest | bytes) -> tuple[int, Data, bytes]:

@@ -37,6 +37,8 @@ class Header:
 
     term: int = 0
     """How often a copy of the shard was given up, as far as the worker knows."""
+    has_end: bool = False
+    """Whether it counts only with a last message that says so."""
     squares: float = 0.0
     """Sum of squares of the gradients on all shards, where a push is a step by itself that clips them."""
 

@@ -82,7 +82,8 @@ class ParameterServicer:
                 if header.shared:
                     self._metrics.shared_bytes.labels("push").inc(4 * group.part.elements)
                 context.add_callback(group.wake)
-                blocks = _counted(request_iterator, self._metrics.pushed_bytes)
+                requests = convert.to_its_end(request_iterator) if header.has_end else request_iterator
+                blocks = _counted(requests, self._metrics.pushed_bytes)
                 outcome = group.push(header, blocks, context.is_active)
         except (errors.TidemillError, grpc.RpcError):
             self._metrics.pushes.labels("refused").inc()

@@ -10,6 +10,7 @@ own blocks; a client talks to all shards of a group.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import empty_pb2 as _empty_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -841,6 +842,7 @@ class PushHeader(_message.Message):
     CODEC_PARAMETERS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     SQUARES_FIELD_NUMBER: _builtins.int
+    HAS_END_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`groups/{group}`."""
     worker: _builtins.int
@@ -870,6 +872,10 @@ class PushHeader(_message.Message):
     """
     squares: _builtins.float
     """Without rounds: sum of the squares of the worker's gradients on all shards, by which they are clipped."""
+    has_end: _builtins.bool
+    """Whether the push counts only with a last message `end`: for one that may be given up while its blocks travel. A stream
+    that is cancelled can look as if it had ended well.
+    """
     @_builtins.property
     def codec_parameters(self) -> _struct_pb2.Struct:
         """The codec's parameters by name; missing ones have its defaults."""
@@ -887,10 +893,11 @@ class PushHeader(_message.Message):
         codec_parameters: _struct_pb2.Struct | None = ...,
         term: _builtins.int = ...,
         squares: _builtins.float = ...,
+        has_end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["codec_parameters", b"codec_parameters"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "name", b"name", "samples", b"samples", "shared", b"shared", "squares", b"squares", "step", b"step", "term", b"term", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "codec", b"codec", "codec_parameters", b"codec_parameters", "has_end", b"has_end", "name", b"name", "samples", b"samples", "shared", b"shared", "squares", b"squares", "step", b"step", "term", b"term", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1104,6 +1111,7 @@ class PushRequest(_message.Message):
 
     HEADER_FIELD_NUMBER: _builtins.int
     BLOCK_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___PushHeader:
         """First message."""
@@ -1112,17 +1120,22 @@ class PushRequest(_message.Message):
     def block(self) -> Global___BlockData:
         """Every further message: the mean gradient over the worker's samples."""
 
+    @_builtins.property
+    def end(self) -> _empty_pb2.Empty:
+        """Last message when the header says so: the push counts."""
+
     def __init__(
         self,
         *,
         header: Global___PushHeader | None = ...,
         block: Global___BlockData | None = ...,
+        end: _empty_pb2.Empty | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "end", b"end", "header", b"header", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block", b"block", "end", b"end", "header", b"header", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "block"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "block", "end"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
