@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from tidemill import plugins
 from tidemill.errors import Invalid
@@ -27,6 +28,15 @@ def test_a_built_in_data_set_is_what_the_catalogue_says(name: str) -> None:
     assert dataset.samples.x.dtype == np.dtype(known.dtype)
     assert set(dataset.samples.y.tolist()) == set(range(known.classes))
     assert known.text.endswith(".")
+
+
+@pytest.mark.parametrize("name", list(builtin.CATALOGUE))
+def test_a_built_in_data_set_is_the_one_that_scikit_learn_loads(name: str) -> None:
+    found = builtin.Builtin.read({}, Options(builtin=name))
+    theirs = getattr(sklearn.datasets, f"load_{name}")()
+    np.testing.assert_array_equal(found.samples.x.reshape(len(theirs.data), -1), theirs.data)
+    np.testing.assert_array_equal(found.samples.y, theirs.target)
+    assert list(found.labels) == [str(label) for label in theirs.target_names]
 
 
 def test_an_unknown_data_set_is_refused_with_those_there_are() -> None:

@@ -1,11 +1,14 @@
 """The data sets that scikit-learn carries: they need no network and no upload."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from tidemill.errors import invalid
+import numpy as np
+
+from tidemill.errors import FailedPrecondition, invalid
 from tidemill.training.datasets.base import Options, Reader
 from tidemill.training.samples import Dataset, assemble
 
@@ -52,6 +55,15 @@ CATALOGUE: Mapping[str, Description] = MappingProxyType(
 )
 
 
+_FILES = {
+    "breast_cancer": ("breast_cancer.csv", 1),
+    "digits": ("digits.csv.gz", 0),
+    "iris": ("iris.csv", 1),
+    "wine": ("wine_data.csv", 1),
+}
+"""File of each, and its number of head lines; the class is the last column."""
+
+
 def describe(name: str) -> Description:
     """What is known of the built-in data set `name`.
 
@@ -76,9 +88,27 @@ class Builtin(Reader):
     @classmethod
     def read(cls, files: Mapping[str, Path], options: Options) -> Dataset:
         """The data set of that name; images keep their two dimensions."""
-        describe(options.builtin)
-        from sklearn import datasets
+        known = describe(options.builtin)
+        file, heads = _FILES[options.builtin]
+        path = _folder() / file
+        labels = [str(number) for number in range(known.classes)]
+        if heads:  # number of samples, of their measures, and the names of the classes
+            with path.open(encoding="utf-8") as lines:
+                labels = lines.readline().strip().split(",")[2:]
+        table = np.loadtxt(path, delimiter=",", skiprows=heads)
+        x = table[:, :-1].reshape(-1, *known.sample_shape)
+        return assemble(x, table[:, -1].astype(np.int64), labels=labels)
 
-        bunch = getattr(datasets, f"load_{options.builtin}")()
-        x = bunch.images if options.builtin == "digits" else bunch.data
-        return assemble(x, bunch.target, labels=[str(name) for name in bunch.target_names])
+
+def _folder() -> Path:
+    """Where scikit-learn keeps its data.
+
+    Its files are read as they are: importing it takes longer than everything else that a worker does with them.
+
+    Raises:
+        FailedPrecondition: scikit-learn is not installed.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or not found.submodule_search_locations:
+        raise FailedPrecondition("built-in data sets are part of scikit-learn, which is not installed")
+    return Path(found.submodule_search_locations[0]) / "datasets" / "data"
