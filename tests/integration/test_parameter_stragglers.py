@@ -241,7 +241,7 @@ class TestDeaths:
 
 
 class TestWithALog:
-    @pytest.mark.parametrize("victims", [[0, 1]])
+    @pytest.mark.parametrize("victims", [[0, 1], [1, 1], [0, 0]])
     async def test_killed_shards_go_on_with_what_was_decided(self, tmp_path: Path, victims: list[int]) -> None:
         cluster = Killable(tmp_path, 2, "--log-bytes=1")
         try:

@@ -112,19 +112,23 @@ class Pool:
             DeadlineExceeded, Cancelled: nobody waits for the replies any more.
             Exhausted: the inputs find no room in shared memory.
         """
-        worker, session = self._claim(calls, None if member is None else self._workers[member])
-        started = time.monotonic_ns()
-        try:
-            session.begin(requests)
-        except ChannelClosed:
-            raise self._down([worker]) from None  # its thread will find it dead, and start another one
-        except BaseException:
-            with self._changed:
-                if worker.session is session:
-                    worker.busy = False
-                    self._changed.notify_all()
-            raise
-        return session, worker, time.monotonic_ns() - started
+        while True:
+            worker, session = self._claim(calls, None if member is None else self._workers[member])
+            started = time.monotonic_ns()
+            try:
+                session.begin(requests)
+            except ChannelClosed:
+                # It was told nothing; its thread will find it dead, and start another one.
+                if member is not None or len(self._workers) == 1:
+                    raise self._down([worker]) from None
+                continue
+            except BaseException:
+                with self._changed:
+                    if worker.session is session:
+                        worker.busy = False
+                        self._changed.notify_all()
+                raise
+            return session, worker, time.monotonic_ns() - started
 
     def close(self) -> None:
         """End all processes and free their memory."""
