@@ -254,7 +254,7 @@ async def test_a_broken_stream_changes_nothing(blocks_sent: int) -> None:
 
             def messages() -> Iterator[pb.PushRequest]:
                 first = header()
-                # With all blocks there, a cancelled stream can look like one that has ended, unless it must have an end.
+                # With all blocks there, a cancelled stream can look like one that has ended, unless it must say so.
                 first.header.has_end = blocks_sent == 2
                 yield first
                 yield from whole(gradient(ELEMENTS, 0, 0), groups[0])[:blocks_sent]
