@@ -19,7 +19,7 @@ from tests.support.rawhttp import exchange
 from tests.support.wait import until
 from tidemill import errors
 from tidemill.api.training.v1 import training_pb2 as pb
-from tidemill.gateway import problems
+from tidemill.gateway import problems, server
 from tidemill.gateway.server import HttpServer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -220,6 +220,36 @@ async def test_bad_requests_are_refused(world: World, name: str) -> None:
     assert not world.training.requests
     if status == 405:
         assert answer.headers["allow"] == "GET, POST"
+
+
+LARGE = b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+async def test_an_answer_reaches_a_client_that_is_not_done_talking(world: World) -> None:
+    """A reset would take the answer back, or end the client's sending with an error."""
+    size = 16 << 20
+    sent = LARGE + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.ports["management"])
+    async with asyncio.timeout(60):
+        writer.write(sent)
+        await writer.drain()
+        writer.write_eof()
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"BODY_TOO_LARGE" in answer
+    writer.close()
+
+
+async def test_a_client_that_never_stops_talking_is_ended(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGER_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", world.gateway.ports["management"])
+    async with asyncio.timeout(60):
+        writer.write(LARGE + b"Content-Length: %d\r\n\r\n" % (1 << 40))
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
+        with pytest.raises(ConnectionError):
+            while True:
+                writer.write(b"x" * (1 << 16))
+                await writer.drain()
+    writer.close()
 
 
 RAW_REQUESTS: dict[str, tuple[bytes, int]] = {

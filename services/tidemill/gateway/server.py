@@ -20,6 +20,8 @@ HEAD_SECONDS = 30.0
 STALL_SECONDS = 60.0
 """How long a client may take nothing of an answer."""
 KEEP_ALIVE_SECONDS = 45
+LINGER_SECONDS = 5.0
+"""How long what a client still says is read and thrown away, once it has been answered before it was done."""
 MAX_HEAD = 32 << 10
 """Bytes of an unfinished request line and headers that are waited on."""
 MAX_CHUNKS = 1 << 14
@@ -71,8 +73,37 @@ class _Timer:
             self._handle = None
 
 
+class _Lingering:
+    """A transport that, told to close, can be left open for a client that is not done talking.
+
+    With unread bytes in it a socket that closes sends a reset, at which clients may throw the answer away unread.
+
+    Args:
+        transport: the one beneath.
+        linger: called at the first close; whether to say only that no more will be sent.
+    """
+
+    def __init__(self, transport: asyncio.Transport, linger: Callable[[], bool]) -> None:
+        self._transport, self._linger = transport, linger
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Close at once, or later."""
+        again, self._closing = self._closing, True
+        if again or self._transport.is_closing() or not self._linger():
+            self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether it was told to."""
+        return self._closing or self._transport.is_closing()
+
+
 class Connection(H11Protocol):
-    """uvicorn's HTTP/1.1 connection, which also ends clients that are too slow to say or to take anything.
+    """uvicorn's HTTP/1.1 connection, which also ends clients that are too slow to say or to take anything, and lets
+    those finish that were answered before they had said all.
 
     Args:
         most: connections that a port has at a time; one more is closed at once.
@@ -84,10 +115,13 @@ class Connection(H11Protocol):
         self._most = most
         self._head = _Timer(self.loop, HEAD_SECONDS, self._abort)
         self._stall = _Timer(self.loop, STALL_SECONDS, self._abort)
+        self._rest = _Timer(self.loop, LINGER_SECONDS, self._abort)
+        self._lingers = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a request."""
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, _Lingering(transport, self._linger))
         # asyncio does so itself, but not for a listening socket that was handed to it.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > self._most:
@@ -96,6 +130,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Wait on for a request that is not complete yet."""
+        if self._lingers:
+            return
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._head.stop()
@@ -116,7 +152,19 @@ class Connection(H11Protocol):
         """Nothing is waited for any more."""
         self._head.stop()
         self._stall.stop()
+        self._rest.stop()
         super().connection_lost(exc)
+
+    def _linger(self) -> bool:
+        """Begin to throw away the rest of a body that was answered before its end; False, when there is none."""
+        if self.conn.their_state is not h11.SEND_BODY or not self.transport.can_write_eof():
+            return False
+        self._lingers = True
+        self._head.stop()
+        self._rest.start()
+        self.transport.write_eof()
+        self.transport.resume_reading()
+        return True
 
     def _abort(self) -> None:
         self.transport.abort()
