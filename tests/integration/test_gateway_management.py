@@ -235,7 +235,8 @@ async def test_an_answer_reaches_a_client_that_is_not_done_talking(world: World)
         await writer.drain()
         writer.write_eof()
         answer = await reader.read()
-    assert answer.startswith(b"HTTP/1.1 413 ") and b"BODY_TOO_LARGE" in answer
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"BODY_TOO_LARGE" in answer
     writer.close()
 
 
@@ -245,8 +246,8 @@ async def test_a_client_that_never_stops_talking_is_ended(world: World, monkeypa
     async with asyncio.timeout(60):
         writer.write(LARGE + b"Content-Length: %d\r\n\r\n" % (1 << 40))
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 413 ")
-        with pytest.raises(ConnectionError):
-            while True:
+        with suppress(ConnectionError):
+            while True:  # for as long as it is let
                 writer.write(b"x" * (1 << 16))
                 await writer.drain()
     writer.close()
