@@ -1,11 +1,14 @@
 """Exported models: what is refused, and what their signature says."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf import json_format
+from torch import nn
 
 from tidemill.api.registry.v1.registry_pb2 import Signature
 from tidemill.api.tensors.v1.tensors_pb2 import DATA_TYPE_FP32, DATA_TYPE_INT64
@@ -18,9 +21,28 @@ from tidemill.training.worker.network import Network, Plan, moments
 X = np.random.default_rng(0).normal(7, 5, (40, 4))
 
 
-def network() -> Network:
+class Stepping(nn.Module):
+    """A network with an operator that only the slower exporter knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.heaviside(self.output(x), torch.ones(1))
+
+
+class Steps(Mlp):
+    """What makes them."""
+
+    @classmethod
+    def build(cls, config: Mlp.Config, sample_shape: Sequence[int], classes: int) -> nn.Module:
+        return Stepping()
+
+
+def network(model: type[Mlp] = Mlp) -> Network:
     mean, std = moments(X)
-    plan = Plan(model=Mlp, config=Mlp.Config(hidden=(8,)), sample_shape=(4,), classes=3, mean=mean, std=std)
+    plan = Plan(model=model, config=Mlp.Config(hidden=(8,)), sample_shape=(4,), classes=3, mean=mean, std=std)
     return Network(plan, 1)
 
 
@@ -34,6 +56,13 @@ def test_standardizing_is_part_of_the_model(tmp_path: Path) -> None:
     logits = hidden @ weights["network.output.weight"].T + weights["network.output.bias"]
     wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert np.abs(run(tmp_path / "m.onnx", X.astype(np.float32), 1) - wanted).max() < 1e-5
+
+
+def test_rare_operators_are_exported_too(tmp_path: Path) -> None:
+    assert export(network(Steps), X, tmp_path / "m.onnx", 1) < 1e-4
+    outputs = run(tmp_path / "m.onnx", X.astype(np.float32), 1)
+    assert np.abs(outputs.sum(1) - 1).max() < 1e-5
+    assert len(np.unique(outputs.round(3))) > 2
 
 
 def test_a_model_that_does_not_compute_the_same_is_refused(tmp_path: Path) -> None:
