@@ -42,6 +42,7 @@ from tidemill.training.workshop import Seat, Workshop
 FORMAT = 2
 """Version of what lies in the data directory."""
 WORKER = (sys.executable, "-m", "tidemill.training.worker")
+TEMPLATE = (sys.executable, "-m", "tidemill.training.worker.template")
 
 
 def build(config: TrainingConfig, *, kv: Kv | None = None, clock: Clock | None = None) -> App:
@@ -138,6 +139,7 @@ def _workshop(
     artifact_store = ArtifactNeighbour(artifacts, config.artifacts_address)
     settings = Settings(
         command=config.worker_command or WORKER,
+        template=TEMPLATE if config.worker_fork and not config.worker_command else (),
         threads=config.worker_threads,
         grace=config.worker_grace_seconds,
         scratch=folder / "scratch",

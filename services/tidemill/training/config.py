@@ -36,6 +36,7 @@ class TrainingConfig(ServerConfig):
     launcher: str = setting("what starts workers: local, or ray for the machines of a Ray cluster", "local")
     launcher_options: tuple[str, ...] = setting("what that launcher alone is told, as name=value; see the README", ())
     worker_command: tuple[str, ...] = setting("program and arguments of a worker; empty = this Python's", ())
+    worker_fork: bool = setting("fork workers from a process that has imported what they need (local launcher)", True)
     worker_threads: int = setting("threads that a worker computes with", 1)
     worker_start_seconds: float = setting("longest silence of a worker after its start", 120.0)
     worker_silence_seconds: float = setting("longest silence of a worker later on", 30.0)

@@ -1,6 +1,7 @@
 """Keeps one worker process: writes down what it prints and how it ends, and ends it when told to, or when abandoned.
 
-Run as a file, by exec, in a session of its own: `python -I -S keeper.py FOLDER BYTES SECONDS FD PROGRAM ARGUMENT...`.
+Run as a file, by exec, in a session of its own: `python -I -S keeper.py FOLDER BYTES SECONDS FD PROGRAM ARGUMENT...`;
+or `... FD - PID OUTPUT`, when the worker is already a child of this process and prints to a pipe inherited as OUTPUT.
 It imports only the standard library, so that it is small, and needs nobody: it outlives who has started it. In the
 folder lie:
 
@@ -54,6 +55,7 @@ class Keeper:
         self._left_out = 0
         self._tail = b""
         self._pid = 0
+        self._child: subprocess.Popen[bytes] | None = None
         self._output = -1
         self._is_open = True
         self._orders = b""
@@ -63,7 +65,7 @@ class Keeper:
 
     def start(self, command: list[str]) -> None:
         """Start the worker. Raises OSError."""
-        self._child = subprocess.Popen(
+        child = self._child = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,  # never written to: its end tells the worker that this process is gone
             stdout=subprocess.PIPE,
@@ -71,8 +73,12 @@ class Keeper:
             bufsize=0,
             start_new_session=True,
         )
-        assert self._child.stdout is not None
-        self._pid, self._output = self._child.pid, self._child.stdout.fileno()
+        assert child.stdout is not None
+        self.take(child.pid, child.stdout.fileno())
+
+    def take(self, pid: int, output: int) -> None:
+        """Keep a worker that is started. Raises OSError; it is killed then."""
+        self._pid, self._output = pid, output
         own = os.getpid()
         try:
             self._note("pid", f"{self._pid} {began(self._pid)} {own} {began(own)}")
@@ -173,7 +179,7 @@ class Keeper:
     def _end(self) -> None:
         """The worker has ended, and is not yet forgotten by the system, so its process id is nobody else's."""
         self._signal(signal.SIGKILL)  # what it has started must not go on without it
-        status = self._child.wait()
+        status = self._child.wait() if self._child else os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         deadline = time.monotonic() + DRAIN
         rest = select.poll()
         rest.register(self._output, select.POLLIN)
@@ -214,7 +220,10 @@ def main() -> int:
     folder, most, abandoned, control, *command = sys.argv[1:]
     keeper = Keeper(folder, int(most), float(abandoned), int(control))
     try:
-        keeper.start(command)
+        if command[0] == "-":
+            keeper.take(int(command[1]), int(command[2]))
+        else:
+            keeper.start(command)
     except OSError as error:
         write(os.path.join(folder, "error"), str(error.errno))
         return 1

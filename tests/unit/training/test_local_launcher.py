@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,9 +18,19 @@ from tidemill import errors
 from tidemill.training.launchers.base import MAX_LINE, Process, Settings
 from tidemill.training.launchers.local import Local
 
+FORKED = (sys.executable, "-m", "tests.support.program_template")
+
+
+def template_of(command: tuple[str, ...], way: str) -> tuple[str, ...]:
+    """What forks such programs, if they are to be forked and can be."""
+    return (*FORKED, *command) if way == "fork" and command[1:2] == ("-c",) else ()
+
 
 class Launch:
     """A program, and what it has printed."""
+
+    way = "exec"
+    made: ClassVar[list["Launch"]] = []
 
     def __init__(
         self, tmp_path: Path, code: str = "", command: tuple[str, ...] = (), grace: float = 5.0, **settings: Any
@@ -27,9 +38,12 @@ class Launch:
         self.lines: list[str] = []
         self.positions: list[int] = []
         self.folder = tmp_path / "scratch" / "job"
+        command = command or (sys.executable, "-c", code)
+        self.made.append(self)
         self.launcher = Local(
             Settings(
-                command=command or (sys.executable, "-c", code),
+                command=command,
+                template=template_of(command, self.way),
                 threads=3,
                 grace=grace,
                 scratch=tmp_path / "scratch",
@@ -50,6 +64,15 @@ class Launch:
     def keeper(self) -> int:
         """Process id of its keeper."""
         return int((self.folder / "keeper-0.0" / "pid").read_text().split()[2])
+
+
+@pytest.fixture(params=["exec", "fork"], autouse=True)
+async def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[str]:
+    """How workers come to be; all that they are started from is ended with the test."""
+    monkeypatch.setattr(Launch, "way", request.param)
+    yield request.param
+    while Launch.made:
+        await Launch.made.pop().launcher.close()
 
 
 async def test_output_and_status(tmp_path: Path) -> None:
@@ -162,9 +185,13 @@ if {bool(before or after)}:
     {before or after or "unused"} = dying
 
 async def main():
-    command = {launch.launcher._settings.command!r}
+    command, template = {launch.launcher._settings.command!r}, {launch.launcher._settings.template!r}
     scratch = Path({str(tmp_path / "scratch")!r})
-    launcher = local.Local(Settings(command=command, threads=1, grace=1, scratch=scratch, abandoned={abandoned}))
+    launcher = local.Local(
+        Settings(
+            command=command, template=template, threads=1, grace=1, scratch=scratch, abandoned={abandoned}
+        )
+    )
     seen = asyncio.Event()
     await launcher.launch("job", "0.0", {{}}, lambda line, _: seen.set() if line == "line 2" else None)
     await seen.wait()
@@ -200,16 +227,19 @@ async def test_it_goes_on_when_who_has_launched_it_dies_and_is_found_again(tmp_p
     ("before", "after", "runs"),
     [
         ("os.mkfifo", "", False),
-        ("subprocess.Popen", "", False),
-        ("", "subprocess.Popen", True),
+        ("start", "", False),
+        ("", "start", True),
         ("", "local.LocalProcess.started", True),
     ],
 )
 async def test_a_launch_that_is_broken_off_has_started_it_for_good_or_never_will(
-    tmp_path: Path, before: str, after: str, runs: bool
+    tmp_path: Path, way: str, before: str, after: str, runs: bool
 ) -> None:
     launch = counts(tmp_path)
-    await end(tmp_path, launch, before=before, after=after)
+    start = {"exec": "subprocess.Popen", "fork": "local.Nursery.fork"}[way]
+    await end(
+        tmp_path, launch, before=start if before == "start" else before, after=start if after == "start" else after
+    )
     process = await launch.adopt()
     assert (process is not None) == runs
     if process is not None:
@@ -326,8 +356,9 @@ async def test_what_cannot_be_started_says_so(tmp_path: Path) -> None:
         await Launch(tmp_path / "2", command=(str(tmp_path),)).start()
 
 
-def test_a_process_that_uses_grpc_can_launch(tmp_path: Path) -> None:
+def test_a_process_that_uses_grpc_can_launch(tmp_path: Path, way: str) -> None:
     """Starting processes beside busy gRPC servers and clients neither hangs nor disturbs them."""
+    command = (sys.executable, "-c", "pass")
     code = f"""
 import asyncio, sys
 from pathlib import Path
@@ -348,12 +379,18 @@ async def main():
         while not done.is_set():
             await check(health_pb2.HealthCheckRequest())
     calling = [asyncio.create_task(call()) for _ in range(4)]
-    launcher = Local(Settings(command=("/bin/true",), threads=1, grace=1, scratch=Path({str(tmp_path)!r})))
+    launcher = Local(
+        Settings(
+            command={command!r}, template={template_of(command, way)!r}, threads=1, grace=1,
+            scratch=Path({str(tmp_path)!r}),
+        )
+    )
     for turn in range(10):
         processes = await asyncio.gather(*(launcher.launch("job", f"{{i}}.{{turn}}", {{}}, print) for i in range(2)))
         assert [await process.wait() for process in processes] == [0, 0]
     done.set()
     await asyncio.gather(*calling)
+    await launcher.close()
     await channel.close()
     await server.stop(0)
 

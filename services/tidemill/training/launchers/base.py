@@ -22,6 +22,8 @@ class Settings:
 
     command: tuple[str, ...]
     """Program and arguments of a worker; never a shell's."""
+    template: tuple[str, ...] = ()
+    """Program and arguments of a process that becomes such workers by fork; empty = there is none."""
     threads: int
     """Threads that a worker's numerical libraries may use."""
     grace: float

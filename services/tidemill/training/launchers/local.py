@@ -1,4 +1,8 @@
-"""Workers on this machine, each under a keeper of its own, which goes on when this process ends."""
+"""Workers on this machine, each under a keeper of its own, which goes on when this process ends.
+
+Workers of Tidemill's own are forked from one process that has imported what they need, so they start at once; other
+programs, and workers where that does not work, are started by exec.
+"""
 
 import asyncio
 import errno
@@ -16,6 +20,7 @@ from tidemill import config, names
 from tidemill.errors import AlreadyExists, FailedPrecondition, TidemillError, Unavailable
 from tidemill.training import keeper
 from tidemill.training.launchers.base import Launcher, Output, Process, Settings
+from tidemill.training.nursery import Nursery
 from tidemill.training.printed import Printed
 
 INHERITED = (
@@ -43,16 +48,21 @@ class Local(Launcher):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        inherited = self._inherited()
+        # Threads that a library starts when it is imported would not be there after a fork.
+        alone = {"OPENBLAS_NUM_THREADS": "1", "TIDEMILL_WORKER_DATA": str(settings.scratch)}
+        self._nursery = Nursery(settings.template, {**inherited, **alone})
 
     async def launch(self, job: str, handle: str, environment: Mapping[str, str], output: Output) -> Process:
-        """Start one worker, by exec alone: nothing of this process runs in it."""
+        """Start one worker: nothing of this process runs in it."""
         scratch = self._settings.scratch / names.check(job)
         folder = scratch / f"{_FOLDER}{names.check(handle)}"
         own = {"TIDEMILL_WORKER_DATA": str(scratch), "TMPDIR": str(scratch)}
+        forked = await self._nursery.ready()
         try:
             scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.mkdir(mode=0o700)
-            process = self._keep(folder, {**self._inherited(), **own, **environment}, output)
+            process = self._keep(folder, {**self._inherited(), **own, **environment}, output, forked)
         except FileExistsError as error:
             raise AlreadyExists(f"the handle {handle} was used before", reason="HANDLE_USED") from error
         except OSError as error:
@@ -65,7 +75,7 @@ class Local(Launcher):
             raise
         return process
 
-    def _keep(self, folder: Path, environment: Mapping[str, str], output: Output) -> "LocalProcess":
+    def _keep(self, folder: Path, environment: Mapping[str, str], output: Output, forked: bool) -> "LocalProcess":
         """Start a keeper. It inherits the lock, so there is no moment in which nobody holds it; and both ends of the
         pipe are open before it begins, so it knows from the first moment whether somebody looks after the worker."""
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -74,17 +84,20 @@ class Local(Launcher):
         orders = os.open(folder / "control", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         control = os.open(folder / "control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         printed = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        numbers = (str(self._settings.output_bytes), str(self._settings.abandoned), str(orders))
+        limits = (str(self._settings.output_bytes), str(self._settings.abandoned))
+        program = (sys.executable, "-I", "-S", keeper.__file__, str(folder), *limits)
+        child = None
         try:
-            child = subprocess.Popen(
-                (sys.executable, "-I", "-S", keeper.__file__, str(folder), *numbers, *self._settings.command),
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,  # should the keeper itself fail, then the job's log shows why
-                env=dict(environment),
-                start_new_session=True,
-                pass_fds=(lock, orders),
-            )
+            if not forked or not self._nursery.fork(program, str(folder), environment, (lock, orders, printed)):
+                child = subprocess.Popen(
+                    (*program, str(orders), *self._settings.command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,  # should the keeper itself fail, then the job's log shows why
+                    env=dict(environment),
+                    start_new_session=True,
+                    pass_fds=(lock, orders),
+                )
         except BaseException:
             os.close(control)
             raise
@@ -133,6 +146,10 @@ class Local(Launcher):
                 if process is not None:
                     await process.stop()
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End what workers are forked from."""
+        await self._nursery.close()
 
     async def sweep(self, jobs: Collection[str]) -> None:
         """Clean up after all jobs but these."""
