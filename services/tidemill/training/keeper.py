@@ -223,6 +223,8 @@ def main() -> int:
         if command[0] == "-":
             keeper.take(int(command[1]), int(command[2]))
         else:
+            if os.fork() > 0:
+                os._exit(0)  # so that nobody has to wait for the keeper's end
             keeper.start(command)
     except OSError as error:
         write(os.path.join(folder, "error"), str(error.errno))

@@ -86,7 +86,6 @@ class Local(Launcher):
         printed = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         limits = (str(self._settings.output_bytes), str(self._settings.abandoned))
         program = (sys.executable, "-I", "-S", keeper.__file__, str(folder), *limits)
-        child = None
         try:
             if not forked or not self._nursery.fork(program, str(folder), environment, (lock, orders, printed)):
                 child = subprocess.Popen(
@@ -98,13 +97,15 @@ class Local(Launcher):
                     start_new_session=True,
                     pass_fds=(lock, orders),
                 )
+                # It ends as soon as the keeper is on its own, whatever becomes of this launch.
+                asyncio.get_running_loop().run_in_executor(None, child.wait)
         except BaseException:
             os.close(control)
             raise
         finally:
             for fd in (lock, orders, printed):
                 os.close(fd)
-        return LocalProcess(folder, control, Printed(output), 0, self._settings.grace, child)
+        return LocalProcess(folder, control, Printed(output), 0, self._settings.grace)
 
     def _inherited(self) -> dict[str, str]:
         own = config.environ()
@@ -129,7 +130,7 @@ class Local(Launcher):
             control = os.open(folder / "control", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:  # nobody reads from it: there is no keeper
             control = -1
-        process = LocalProcess(folder, control, Printed(output, position), position, self._settings.grace, None)
+        process = LocalProcess(folder, control, Printed(output, position), position, self._settings.grace)
         with suppress(FailedPrecondition, Unavailable):
             await process.started()
             if not process.has_ended or _status(folder) is not None:
@@ -168,14 +169,12 @@ class LocalProcess(Process):
         printed: Printed,
         position: int,
         grace: float,
-        child: "subprocess.Popen[bytes] | None",
     ) -> None:
         self._folder = folder
         self._control = control
         self._printed = printed
         self._position = position
         self._grace = grace
-        self._child = child
         self._pids: tuple[int, ...] = (0, 0, 0, 0)
         self._ended = asyncio.ensure_future(self._follow())
 
@@ -243,8 +242,6 @@ class LocalProcess(Process):
             if self._control >= 0:
                 os.close(self._control)
                 self._control = -1
-        if self._child is not None:  # it has let go of its lock, so it has ended, or does so at once
-            await asyncio.to_thread(self._child.wait)
         status = _numbers(self._folder / "status")
         if not status:  # it was not the worker that has ended, but its keeper
             self._kill()
