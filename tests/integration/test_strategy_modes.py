@@ -78,10 +78,11 @@ class Lab:
         self.folder = folder
         self.cluster = cluster
         for name in ("artifacts", "work"):
-            (folder / name).mkdir(exist_ok=True)
+            (folder / name).mkdir(parents=True, exist_ok=True)
         self.artifacts = FolderArtifacts(folder / "artifacts")
         self.clients: list[ParametersClient] = []
         self.overlap = True
+        self.keeps = True
         self._loop = cast(LoopThread, Borrowed(asyncio.get_running_loop()))
 
     def start(self, job: MemoryJob, rank: int, attempt: int = 0, hook: Hook = nothing) -> Worker:
@@ -95,7 +96,11 @@ class Lab:
         def connect(task: Task) -> RemoteGroup:
             codec = task.spec.codec
             client = self.cluster.client(
-                task.group, codec=codec.name or "fp32", codec_parameters=codec.parameters, overlap=self.overlap
+                task.group,
+                codec=codec.name or "fp32",
+                codec_parameters=codec.parameters,
+                overlap=self.overlap,
+                residuals=self.folder / "work" / f"{job.spec.seed}-{rank}" if self.keeps else None,
             )
             own.append(client)
             self.clients.append(client)
@@ -380,6 +385,55 @@ class TestTogether:
         assert job.result is not None
         assert job.result.test.accuracy >= 0.85
 
+    @pytest.mark.parametrize("event", ["push", "pushed"])
+    async def test_what_was_not_sent_is_kept_for_the_next_worker(
+        self, lab: Lab, tmp_path: Path, event: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """So a killed worker changes nothing, to the bit."""
+
+        def dying(happened: str, step: int) -> None:
+            if (happened, step) == (event, 5):
+                raise Died
+
+        caplog.set_level("INFO", "tidemill.training.worker.remote")
+        wanted = spec(codec=Component(name="topk", parameters={"fraction": 0.1}))
+        straight = await lab.run(wanted)
+        job = MemoryJob(wanted)
+        async with shards(2) as cluster:
+            other = Lab(tmp_path / "other", cluster)
+            await asyncio.to_thread(other.start(job, 0, hook=dying).join)
+            assert job.result is None
+            await other.join(other.start(job, 0, attempt=1))
+            assert same(other.weights(job), lab.weights(straight))
+            other.close()
+        assert "is dropped" not in caplog.text
+
+    @pytest.mark.parametrize("way", [Consistency(), ASP], ids=["bsp", "asp"])
+    async def test_what_was_not_sent_is_kept_while_a_job_is_paused(
+        self, tmp_path: Path, way: Consistency, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", "tidemill.training.worker.remote")
+        wanted = spec(epochs=6, consistency=way, codec=Component(name="topk", parameters={"fraction": 0.1}))
+        async with shards(2) as cluster:
+            lab = Lab(tmp_path / "straight", cluster)
+            straight = lab.weights(await lab.run(wanted))
+            lab.close()
+        job = MemoryJob(wanted)
+
+        def pausing(event: str, step: int) -> None:
+            if (event, step) == ("push", 9):
+                job.pausing = True
+
+        for hook in (pausing, nothing):
+            job.pausing = job.held = job.stopped = False
+            async with shards(2) as cluster:
+                lab = Lab(tmp_path / "paused", cluster)
+                await lab.join(lab.start(job, 0, hook=hook))
+                lab.close()
+        assert job.checkpoints
+        assert same(lab.weights(job), straight)
+        assert "is dropped" not in caplog.text
+
     async def test_what_was_not_sent_is_dropped_with_its_worker(
         self, lab: Lab, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -388,11 +442,12 @@ class TestTogether:
                 raise Died
 
         caplog.set_level("INFO", "tidemill.training.worker.remote")
+        lab.keeps = False
         job = MemoryJob(spec(codec=Component(name="topk", parameters={"fraction": 0.1})))
         first = lab.start(job, 0, hook=dying)
         await asyncio.to_thread(first.join)
         assert lab.clients[0].residuals.save().any()
-        assert "joins anew" not in caplog.text
+        assert "is dropped" not in caplog.text
         await lab.join(lab.start(job, 0, attempt=1))
-        assert "rank 0 joins anew: what its predecessor had not sent yet, by topk, is dropped" in caplog.text
+        assert "rank 0 joins at step 5: what was not sent before, by topk, is not here any more" in caplog.text
         assert job.result is not None

@@ -179,7 +179,7 @@ class MemoryServer:
     def clocks(self) -> list[list[int]]:
         raise NotImplementedError("this group makes rounds")
 
-    def anew(self) -> None:
+    def anew(self, step: int) -> None:
         """Nothing is kept here."""
 
     def hold(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -124,6 +125,7 @@ class ParametersClient:
         codec_parameters: of the codec; those that are missing have defaults.
         arbiter: of a replicated group: decides which copy goes on alone when the other one is gone.
         overlap: whether `overlaps` and `leaves_early` may say so.
+        residuals: file for what the codec has not sent so far, of this worker alone; see `Residuals`.
 
     Raises:
         Invalid: there is no such codec, or a parameter of it is wrong.
@@ -141,8 +143,10 @@ class ParametersClient:
         codec_parameters: Mapping[str, float | bool] | None = None,
         arbiter: Arbiter | None = None,
         overlap: bool = True,
+        residuals: Path | None = None,
     ) -> None:
         self.group = group
+        self._residuals_file = residuals
         self._replicas = Replicas(len(addresses), arbiter, self._lost)
         if arbiter is not None and codec != EXACT:
             shared = False  # both copies must get the same, to the bit
@@ -189,7 +193,7 @@ class ParametersClient:
     @cached_property
     def residuals(self) -> Residuals:
         """What the codec has not sent so far: to be kept with the worker's checkpoint, dropped when it joins anew."""
-        return Residuals(self.layout.elements)
+        return Residuals(self.layout.elements, self._residuals_file)
 
     @cached_property
     def layout(self) -> Layout:
@@ -396,6 +400,8 @@ class ParametersClient:
                 there.leaving(endpoint, shard, calls, early=segment is None) as leaving,
             ):
                 begun = time.monotonic()
+                if segment is not None and data is not None:
+                    data.shared(self.layout.parts[shard])
                 if segment is not None and values is not None and not self._lies(endpoint, segment, values):
                     segment.write(values)
                 messages = requests(leaving) if order is None else order.of(shard, requests(leaving))
@@ -951,7 +957,7 @@ class ParametersClient:
         """The blocks of a push; of one that is repeated, those that were encoded before, if that matters."""
         last, known = self._last
         if known is None or last != push or self._codec is None or not self._codec.keeps_residual:
-            known = _Encoded(self, values)
+            known = _Encoded(self, values, push[1])
             self._last = push, known
         return known
 
@@ -1087,34 +1093,39 @@ class _Encoded:
     Args:
         client: whose codec and residuals.
         values: all gradients; not changed while this is used.
+        step: its number.
     """
 
-    def __init__(self, client: ParametersClient, values: Array) -> None:
+    def __init__(self, client: ParametersClient, values: Array, step: int) -> None:
         self._client = client
         self._values = values
+        self._step = step
         self._lock = threading.Lock()
         self._kept: dict[int, memoryview] = {}
-        self._before: dict[int, tuple[blocks.Block, Array]] | None = None
+        self._left = {block.index for part in client.layout.parts for block in part}
+        self._may_undo = False
         self._undone = False
+        if client.keeps_residual:
+            client.residuals.begin()
 
     def remember(self) -> None:
-        """Until `forget`, keep what `undo` needs: the residual of each block that is encoded."""
+        """Until `forget` it may be undone."""
         with self._lock:
-            self._before = None if self._kept else {}
+            self._may_undo = not self._kept
 
     def forget(self) -> None:
         """The push may have counted."""
         with self._lock:
-            self._before = None
+            self._may_undo = False
 
     def undo(self) -> bool:
         """Let residuals be as they were before this push, if it cannot have counted; whether that is so."""
         with self._lock:
-            if self._before is None:
+            if not self._may_undo:
                 return False
-            for block, residual in self._before.values():
-                self._client.residuals.of(block)[:] = residual
-            self._before, self._undone = None, True
+            if self._client.keeps_residual and not self._left:
+                self._client.residuals.undo()
+            self._may_undo, self._undone = False, True
             return True
 
     def __call__(self, block: blocks.Block) -> memoryview:
@@ -1127,10 +1138,25 @@ class _Encoded:
         # What is encoded changes the residual: a repetition of the push must not encode it once more.
         with self._lock:
             if block.index not in self._kept:
-                residual = self._client.residuals.of(block)
-                if self._undone:
-                    residual = residual.copy()  # a call that was cancelled has asked late
-                if self._before is not None:
-                    self._before[block.index] = block, residual.copy()
+                residuals = self._client.residuals
+                if self._undone:  # a call that was cancelled has asked late
+                    return codec.encode(values, residuals.of(block).copy())
+                residual = residuals.next(block) if self._left else residuals.of(block)
                 self._kept[block.index] = codec.encode(values, residual)
+                self._done([block])
             return self._kept[block.index]
+
+    def shared(self, part: Iterable[blocks.Block]) -> None:
+        """These blocks go as they are, for now: what was not sent of them stays."""
+        if self._client.keeps_residual:
+            with self._lock:
+                rest = [block for block in part if block.index in self._left and not self._undone]
+                for block in rest:
+                    self._client.residuals.next(block)
+                self._done(rest)
+
+    def _done(self, found: Iterable[blocks.Block]) -> None:
+        if self._left and not self._undone:
+            self._left.difference_update(block.index for block in found)
+            if not self._left:
+                self._client.residuals.finish(self._step)

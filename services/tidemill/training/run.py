@@ -68,10 +68,11 @@ class JobRun:
             LOG.warning("another orchestrator has this job now, or it was deleted", extra={"job": job.name})
         finally:
             self._shop.logs.close(job.uid)
-        if self._ledger.job.is_over or self._ledger.job.state is State.PAUSED:
-            await self._shop.launcher.clean(job.uid)
         if self._ledger.job.is_over:
+            await self._shop.launcher.clean(job.uid)
             self._trace()
+        elif self._ledger.job.state is State.PAUSED:
+            await self._shop.launcher.clean(job.uid, paused=True)
 
     async def _outcome(self) -> BaseException | None:
         """Work; why it has ended, None when all went well. No process is left on return."""

@@ -73,7 +73,7 @@ class FakeLauncher(Launcher):
             found.output = output
         return found
 
-    async def clean(self, job: str) -> None:
+    async def clean(self, job: str, *, paused: bool = False) -> None:
         raise AssertionError("not the crew's business")
 
     async def sweep(self, jobs: Collection[str]) -> None:

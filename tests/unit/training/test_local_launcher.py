@@ -327,6 +327,20 @@ async def test_cleaning_up_ends_what_still_runs(tmp_path: Path) -> None:
     assert not list((tmp_path / "scratch").iterdir())
 
 
+async def test_what_is_kept_of_a_paused_job_stays_until_it_is_over(tmp_path: Path) -> None:
+    launch = counts(tmp_path, pause=0)
+    await (await launch.start()).wait()
+    (launch.folder / "kept-residual-0").touch()
+    (launch.folder / "other").touch()
+    (launch.folder / "rank0-x").mkdir()
+    await launch.launcher.clean("job", paused=True)
+    assert [path.name for path in launch.folder.iterdir()] == ["kept-residual-0"]
+    await launch.launcher.sweep({"job"})
+    assert launch.folder.exists()
+    await launch.launcher.clean("job")
+    assert not launch.folder.exists()
+
+
 def command_line(pid: int) -> bytes:
     return Path(f"/proc/{pid}/cmdline").read_bytes()
 

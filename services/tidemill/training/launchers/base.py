@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tidemill.training.worker.names import KEPT as KEPT
+
 MAX_LINE = 8192
 """Longest line handed on, in bytes of UTF-8; what is longer is broken up."""
 
@@ -118,8 +120,14 @@ class Launcher(ABC):
         """
 
     @abstractmethod
-    async def clean(self, job: str) -> None:
-        """End what still runs of a job that is over, and delete what its workers left behind."""
+    async def clean(self, job: str, *, paused: bool = False) -> None:
+        """End what still runs of a job that is over, and delete what its workers left behind.
+
+        Args:
+            job: its uid.
+            paused: whether it goes on later: what its workers have kept for their successors may stay then, the files
+                in its scratch directory whose names begin with `KEPT`.
+        """
 
     @abstractmethod
     async def sweep(self, jobs: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tidemill import config, names
 from tidemill.errors import AlreadyExists, FailedPrecondition, TidemillError, Unavailable
 from tidemill.training import keeper
-from tidemill.training.launchers.base import Launcher, Output, Process, Settings
+from tidemill.training.launchers.base import KEPT, Launcher, Output, Process, Settings
 from tidemill.training.nursery import Nursery
 from tidemill.training.printed import Printed
 
@@ -138,15 +138,15 @@ class Local(Launcher):
         await process.wait()  # for the rest of its output
         return None
 
-    async def clean(self, job: str) -> None:
-        """End the workers of a job, and delete its folder."""
+    async def clean(self, job: str, *, paused: bool = False) -> None:
+        """End the workers of a job, and delete its folder, or what is in it but for what is kept."""
         folder = self._settings.scratch / names.check(job)
         for kept in sorted(folder.glob(f"{_FOLDER}*")):
             if not _is_free(kept / "lock"):
                 process = await self.adopt(job, kept.name.removeprefix(_FOLDER), lambda *_: None, 0)
                 if process is not None:
                     await process.stop()
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await asyncio.to_thread(_empty if paused else _delete, folder)
 
     async def close(self) -> None:
         """End what workers are forked from."""
@@ -259,6 +259,20 @@ class LocalProcess(Process):
         with suppress(ProcessLookupError, PermissionError):
             if keeper.began(own) == own_began:
                 os.kill(own, signal.SIGKILL)
+
+
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is not kept for later."""
+    with suppress(FileNotFoundError):
+        for path in folder.iterdir():
+            if path.is_dir():
+                _delete(path)
+            elif not path.name.startswith(KEPT):
+                path.unlink()
 
 
 def _is_free(lock: Path) -> bool:

@@ -87,8 +87,10 @@ class Ray(Launcher):
             return None
         return RayProcess(self, name, found["pid"], self._settings, lines)
 
-    async def clean(self, job: str) -> None:
+    async def clean(self, job: str, *, paused: bool = False) -> None:
         """End a job's agents, each of which deletes its worker's files, and give back its placement groups.
+
+        Nothing stays of a paused job: its workers may go on on other nodes.
 
         Without a cluster nothing is done: agents that are abandoned end by themselves.
         """

@@ -118,8 +118,8 @@ class ParameterServer(Protocol):
     def restore(self, read: Callable[[Definition], GroupState]) -> None:
         """Let the new group go on from what `read` gives for a group like it; the same again changes nothing."""
 
-    def anew(self) -> None:
-        """What was not sent of gradients before is dropped: it belongs to parameters long gone. The group is there."""
+    def anew(self, step: int) -> None:
+        """Go on at a step with what was not sent of gradients before it, or drop what is lost. The group is there."""
 
 
 class Lost(Exception):

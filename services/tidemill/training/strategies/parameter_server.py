@@ -43,7 +43,7 @@ class ParameterServerStrategy(Strategy):
                     self.team.pause(_FIRST_PAUSE)
                     continue
                 if self.team.rounds or self._begin() == step:
-                    self._server.anew()
+                    self._server.anew(step)
                     return step, flat
 
     def _begin_group(self, first: Callable[[], Flat]) -> None:

@@ -20,6 +20,7 @@ from tidemill.training.strategies.base import Peers, Snapshot
 from tidemill.training.worker.config import WorkerConfig
 from tidemill.training.worker.convert import to_signature
 from tidemill.training.worker.heartbeat import Heart, Progress
+from tidemill.training.worker.names import KEPT
 from tidemill.training.worker.network import Network, compute_threads
 from tidemill.training.worker.remote import RemoteArtifacts, RemoteCoordinator, RemoteGroup
 from tidemill.training.worker.stop import Stop
@@ -123,6 +124,7 @@ class WorkerApp:
             codec=task.spec.codec.name or EXACT,
             codec_parameters=task.spec.codec.parameters,
             arbiter=self._coordinator.choose_copy if task.spec.durability.mode == REPLICATED else None,
+            residuals=Path(self._config.data) / f"{KEPT}residual-{task.rank}",
         )
         self._groups.append((task.placement, client))
         return RemoteGroup(task, admin, client, self._loop)

@@ -223,14 +223,12 @@ class RemoteGroup:
         parts = self._loop.run(self._admin.get_group(self._task.group))
         return snapshots.definition_of(parts[0])
 
-    def anew(self) -> None:
-        """Drop what the codec has kept of gradients."""
-        if not self._client.keeps_residual:
-            return
-        self._client.residuals.drop()
-        if self._task.attempt:
+    def anew(self, step: int) -> None:
+        """Go on with what the codec had not sent before a step, if that is still here."""
+        if self._client.keeps_residual and not self._client.residuals.resume(step):
             LOG.info(
-                "rank %d joins anew: what its predecessor had not sent yet, by %s, is dropped",
+                "rank %d joins at step %d: what was not sent before, by %s, is not here any more, and is dropped",
                 self._task.rank,
+                step,
                 self._client.codec,
             )
