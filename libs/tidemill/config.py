@@ -51,6 +51,12 @@ def set_variable(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def set_environment(environment: Mapping[str, str]) -> None:
+    """Put another environment in the place of this process's, which becomes another program without exec."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

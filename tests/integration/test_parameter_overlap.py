@@ -13,7 +13,7 @@ from tests.support.proxy import TcpProxy
 from tests.support.shards import GROUP, Shards, first_values, gradient, shards, together, train
 from tests.support.wait import until
 from tidemill import errors
-from tidemill.clients import parameters
+from tidemill.clients import encoded, parameters
 from tidemill.clients.parameters import Outgoing, ParametersClient
 from tidemill.clients.replicas import LocalArbiter
 from tidemill.tensors.blocks import BLOCK, Array
@@ -339,13 +339,13 @@ async def test_nothing_leaves_early_when_that_is_not_wanted() -> None:
 async def test_a_slow_shard_makes_nothing_pile_up_at_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     elements = 24 * BLOCK
     taken: list[int] = []
-    encode = parameters._Encoded.__call__
+    encode = encoded.Encoded.__call__
 
     def counted(self: Any, block: Any) -> memoryview:
         taken.append(block.index)
         return encode(self, block)
 
-    monkeypatch.setattr(parameters._Encoded, "__call__", counted)
+    monkeypatch.setattr(encoded.Encoded, "__call__", counted)
     async with shards() as cluster, TcpProxy(cluster.addresses[0]) as slow:
         await prepared(cluster, elements)
         through = Shards([slow.address], cluster.admin, cluster.apps)

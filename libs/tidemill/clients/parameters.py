@@ -1,6 +1,5 @@
 """Parameter groups from Python: made by `ParametersAdmin`, filled, pulled and pushed to by `ParametersClient`."""
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,6 +17,7 @@ from opentelemetry import trace
 from tidemill import errors
 from tidemill.api.parameters.v1 import parameters_pb2 as pb
 from tidemill.api.parameters.v1 import parameters_pb2_grpc as pg
+from tidemill.clients.encoded import Encoded
 from tidemill.clients.fanout import Calls, Fanout, Running
 from tidemill.clients.groups import SERVICE, ParametersAdmin
 from tidemill.clients.groupstate import GroupState
@@ -154,7 +154,7 @@ class ParametersClient:
         self.choice: Choice | None = None
         self._tuner = Tuner() if codec == AUTO else None
         self._codec_parameters = dict(codec_parameters or {})
-        self._last: tuple[tuple[int, int, int], _Encoded | None] = (-1, -1, -1), None
+        self._last: tuple[tuple[int, int, int], Encoded | None] = (-1, -1, -1), None
         self._codec = None if self.codec == EXACT else catalogue.make(codec, codec_parameters)
         endpoints = [*addresses, *rotated(addresses)][: self._replicas.endpoints]
         self._shards = len(addresses)
@@ -348,7 +348,7 @@ class ParametersClient:
         self,
         values: Array | None,
         header: pb.PushHeader,
-        data: "_Encoded | None",
+        data: Encoded | None,
         sent: dict[int, tuple[int, float]],
         readiness: Readiness | None = None,
         order: Order | None = None,
@@ -953,11 +953,12 @@ class ParametersClient:
             raise invalid("flat", f"must be a vector of {elements} elements, not of shape {shape}")
         return np.ascontiguousarray(flat, FLOAT)
 
-    def _encoded(self, values: Array, push: tuple[int, int, int]) -> "_Encoded":
+    def _encoded(self, values: Array, push: tuple[int, int, int]) -> Encoded:
         """The blocks of a push; of one that is repeated, those that were encoded before, if that matters."""
         last, known = self._last
         if known is None or last != push or self._codec is None or not self._codec.keeps_residual:
-            known = _Encoded(self, values, push[1])
+            residuals = self.residuals if self.keeps_residual else None
+            known = Encoded(values, push[1], self._codec, residuals, self.layout.parts)
             self._last = push, known
         return known
 
@@ -1085,78 +1086,3 @@ def _received(message: bytes) -> tuple[pb.PullResponse, bytes | memoryview]:
     response.block.MergeFromString(inner[0])
     response.block.SetInParent()
     return response, inner[1]
-
-
-class _Encoded:
-    """The blocks of one push as they travel: the same bytes however often they are sent.
-
-    Args:
-        client: whose codec and residuals.
-        values: all gradients; not changed while this is used.
-        step: its number.
-    """
-
-    def __init__(self, client: ParametersClient, values: Array, step: int) -> None:
-        self._client = client
-        self._values = values
-        self._step = step
-        self._lock = threading.Lock()
-        self._kept: dict[int, memoryview] = {}
-        self._left = {block.index for part in client.layout.parts for block in part}
-        self._may_undo = False
-        self._undone = False
-        if client.keeps_residual:
-            client.residuals.begin()
-
-    def remember(self) -> None:
-        """Until `forget` it may be undone."""
-        with self._lock:
-            self._may_undo = not self._kept
-
-    def forget(self) -> None:
-        """The push may have counted."""
-        with self._lock:
-            self._may_undo = False
-
-    def undo(self) -> bool:
-        """Let residuals be as they were before this push, if it cannot have counted; whether that is so."""
-        with self._lock:
-            if not self._may_undo:
-                return False
-            if self._client.keeps_residual and not self._left:
-                self._client.residuals.undo()
-            self._may_undo, self._undone = False, True
-            return True
-
-    def __call__(self, block: blocks.Block) -> memoryview:
-        """The data of a block. Blocks may be asked for by several threads at the same time."""
-        values, codec = self._values[block.slice], self._client._codec
-        if codec is None:
-            return values.data.cast("B")
-        if not codec.keeps_residual:
-            return codec.encode(values)
-        # What is encoded changes the residual: a repetition of the push must not encode it once more.
-        with self._lock:
-            if block.index not in self._kept:
-                residuals = self._client.residuals
-                if self._undone:  # a call that was cancelled has asked late
-                    return codec.encode(values, residuals.of(block).copy())
-                residual = residuals.next(block) if self._left else residuals.of(block)
-                self._kept[block.index] = codec.encode(values, residual)
-                self._done([block])
-            return self._kept[block.index]
-
-    def shared(self, part: Iterable[blocks.Block]) -> None:
-        """These blocks go as they are, for now: what was not sent of them stays."""
-        if self._client.keeps_residual:
-            with self._lock:
-                rest = [block for block in part if block.index in self._left and not self._undone]
-                for block in rest:
-                    self._client.residuals.next(block)
-                self._done(rest)
-
-    def _done(self, found: Iterable[blocks.Block]) -> None:
-        if self._left and not self._undone:
-            self._left.difference_update(block.index for block in found)
-            if not self._left:
-                self._client.residuals.finish(self._step)

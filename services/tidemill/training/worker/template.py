@@ -26,6 +26,8 @@ import socket
 import sys
 from dataclasses import dataclass
 
+from tidemill import config
+
 READY = b"r"
 MAX_MESSAGE = 1 << 17
 """Largest message, in bytes."""
@@ -109,7 +111,7 @@ def _keep(order: Order) -> None:
         os.close(told)
         os.close(prints)
         arguments = [*order.keeper, str(order.control), "-", str(worker), str(printed)]
-        os.execve(sys.executable, arguments, dict(os.environ))
+        os.execve(sys.executable, arguments, config.environ())
     except OSError as error:
         if worker > 0:
             os.kill(worker, signal.SIGKILL)
@@ -123,8 +125,7 @@ def _settle(told: int, prints: int, environment: dict[str, str]) -> None:
     os.setsid()
     _open(told, prints, prints)
     os.closerange(3, 1 << 20)
-    os.environ.clear()
-    os.environ.update(environment)
+    config.set_environment(environment)
     _name(_TITLE)
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,7 @@ _POLL = 1.0
 """Longest time of one call that waits for output, in seconds."""
 _NOTICE = 2.0
 """Seconds between two looks at what a launch waits for."""
+_AGAIN = 0.1
 _ANSWER = 20.0
 """Longest time in which an agent answers, in seconds."""
 
@@ -136,7 +138,7 @@ class Bridge:
             self._launches[name].cancel()
             await asyncio.wait({self._launches[name]})
         try:
-            agent = await asyncio.to_thread(ray.get_actor, name)
+            agent = await self._found(name)
         except ValueError:
             return None
         try:
@@ -156,6 +158,17 @@ class Bridge:
             await self.follow(tell, name=name, position=position)
         self._forget(name)
         return None
+
+    async def _found(self, name: str) -> Any:
+        """The agent of this name, not one that is about to end. Raises as `_find`."""
+        deadline = asyncio.get_running_loop().time() + _ANSWER
+        while True:
+            try:
+                return await asyncio.to_thread(_find, name)
+            except Refused:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            await asyncio.sleep(_AGAIN)
 
     async def follow(self, tell: Tell, *, name: str, position: int) -> dict[str, Any]:
         """Tell what a worker prints, until it has ended: its exit status, and the reason if it was not its own end."""
@@ -211,8 +224,8 @@ class Bridge:
     async def _remove(self, names: list[str], chosen: Callable[[str], bool]) -> None:
         for name in names:
             if chosen(name.split("/")[0]):
-                with suppress(ValueError, RayError):
-                    self._agents.setdefault(name, await asyncio.to_thread(ray.get_actor, name))
+                with suppress(ValueError, RayError, Refused):
+                    self._agents.setdefault(name, await asyncio.to_thread(_find, name))
                 self._forget(name)
         for gang in await asyncio.to_thread(groups_of, ""):
             if chosen(gang.split("/")[1]):
@@ -230,6 +243,19 @@ class Bridge:
         if agent is not None:
             with suppress(RayError, ValueError):
                 ray.kill(agent)
+
+
+def _find(name: str) -> Any:
+    """The agent of this name.
+
+    Raises:
+        ValueError: there is none.
+        Refused: it is about to end.
+    """
+    try:
+        return ray.get_actor(name)
+    except AssertionError as error:  # Ray keeps the name for a moment longer than the class
+        raise Refused("its agent is about to end") from error
 
 
 def _first_line(error: BaseException) -> str:
@@ -279,10 +305,11 @@ class Desk:
             result = await method(lambda part: self.say({"id": number, "part": part}), **request)
         except Refused as refused:
             self.say({"id": number, "error": str(refused), "kind": refused.kind})
-        except (RayError, OSError, RuntimeError, ValueError) as error:  # Ray raises all of these when it is cut off
-            self.say({"id": number, "error": f"{type(error).__name__}: {_first_line(error)}", "kind": "LATER"})
         except asyncio.CancelledError:
             self.say({"id": number, "error": "broken off", "kind": "LATER"})
+        except Exception as error:  # noqa: BLE001 - whoever asked must have an answer, whatever Ray comes up with
+            traceback.print_exc()
+            self.say({"id": number, "error": f"{type(error).__name__}: {_first_line(error)}", "kind": "LATER"})
         else:
             self.say({"id": number, "result": result})
 
