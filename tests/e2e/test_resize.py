@@ -83,8 +83,8 @@ def pids(job: pb.Job) -> dict[int, tuple[int, int]]:
 
 async def test_workers_join_and_leave_and_shards_come_and_go(tmp_path: Path) -> None:
     async with platform(tmp_path, 3) as (client, _):
-        fixed = await client.create_job(job(epochs=30), "fixed")
-        created = await client.create_job(job(epochs=30), "elastic")
+        fixed = await client.create_job(job(epochs=20), "fixed")
+        created = await client.create_job(job(epochs=20), "elastic")
         name = created.name
         alone = await at_work(client, name, 1)
         await resized(client, name, workers=3, shards=2)
