@@ -25,6 +25,7 @@ from tidemill.inference.opened import Opened, Source
 from tidemill.inference.reshaping import reshaped
 from tidemill.inference.runtimes.base import CallRuntime, Runtime, Settings
 from tidemill.inference.signatures import contradiction
+from tidemill.inference.trial import with_batches
 from tidemill.inference.warmup import run_warmups, warm_up
 from tidemill.telemetry import attributes
 from tidemill.telemetry.propagation import from_traceparent
@@ -184,6 +185,7 @@ class Loader:
             runtime = reshaped(runtime, configuration)
             with self._tracer.start_as_current_span(attributes.SPAN_WARM_UP, record_exception=False):
                 self._warm_up(runtime, configuration, version, opened.trusted)
+                configuration = self._tried(runtime, configuration, opened)
         except BaseException:
             runtime.close()
             raise
@@ -205,6 +207,19 @@ class Loader:
         if problem:
             where = {"model": version.model, "version": version.number}
             LOG.warning("found no inputs to warm up with", extra={**where, "error": problem})
+
+    def _tried(self, runtime: Runtime, configuration: Configuration, opened: Opened) -> Configuration:
+        """With batches, where nobody has said anything of them and they pay."""
+        said = opened.configuration
+        if said is None or said.max_batch or configuration.max_batch < 2 or configuration.warmups:
+            return configuration
+        taken = configuration.dynamic or configuration.sequence or configuration.decoupled
+        if taken or (isinstance(runtime, CallRuntime) and runtime.sees_calls):
+            return configuration
+        found = with_batches(runtime, configuration)
+        if found.dynamic is not None:
+            LOG.info("calls are put together: batches pay for this model", extra={"model": configuration.name})
+        return found
 
     def _settings_for(self, version: Version, opened: Opened) -> Settings:
         found = replace(
