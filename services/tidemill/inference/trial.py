@@ -17,7 +17,7 @@ from tidemill.tensors.dtypes import DataType
 
 WORTH = 100e-6
 """Seconds that a row must be faster in a batch than alone: about what it costs to put a call together with others."""
-_LONGEST = 0.3
+_LONGEST = 0.1
 """Seconds of one run beyond which nothing is tried: it would hold up the load."""
 _TIME = 0.05
 _RUNS = 10

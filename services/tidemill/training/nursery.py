@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from tidemill.training.worker.template import MAX_MESSAGE
+
 LOG = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
@@ -92,6 +94,8 @@ class Nursery:
         """
         assert self._orders is not None
         text = json.dumps({"keeper": list(keeper), "folder": folder, "environment": dict(environment)}).encode()
+        if len(text) > MAX_MESSAGE:
+            return False
         try:
             self._orders.sendmsg([text], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         except OSError:  # it has just ended, or is too busy

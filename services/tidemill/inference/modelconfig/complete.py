@@ -79,7 +79,7 @@ def _derived(configuration: Configuration, signature: Signature) -> Configuratio
         )
     largest = configuration.max_batch or (DEFAULT_BATCH if batches else 0)
     dynamic = configuration.dynamic
-    # On a CPU a small model runs faster than its call is put together with others: there it must be asked for.
+    # On a CPU a small model runs faster than its call is put together with others: there it is tried (`trial.py`).
     if largest > 1 and configuration.gpus and configuration.sequence is None and not configuration.decoupled:
         dynamic = dynamic or DynamicBatching()
     return replace(

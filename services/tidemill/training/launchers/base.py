@@ -5,8 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tidemill.training.worker.names import KEPT as KEPT
-
 MAX_LINE = 8192
 """Longest line handed on, in bytes of UTF-8; what is longer is broken up."""
 
@@ -126,7 +124,7 @@ class Launcher(ABC):
         Args:
             job: its uid.
             paused: whether it goes on later: what its workers have kept for their successors may stay then, the files
-                in its scratch directory whose names begin with `KEPT`.
+                in its scratch directory whose names begin with `worker.names.KEPT`.
         """
 
     @abstractmethod

@@ -19,9 +19,10 @@ from pathlib import Path
 from tidemill import config, names
 from tidemill.errors import AlreadyExists, FailedPrecondition, TidemillError, Unavailable
 from tidemill.training import keeper
-from tidemill.training.launchers.base import KEPT, Launcher, Output, Process, Settings
+from tidemill.training.launchers.base import Launcher, Output, Process, Settings
 from tidemill.training.nursery import Nursery
 from tidemill.training.printed import Printed
+from tidemill.training.worker.names import KEPT
 
 INHERITED = (
     "PATH", "HOME", "USER", "LANG", "LANGUAGE", "TZ", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH",

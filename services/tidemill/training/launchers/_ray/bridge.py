@@ -27,8 +27,11 @@ _POLL = 1.0
 _NOTICE = 2.0
 """Seconds between two looks at what a launch waits for."""
 _AGAIN = 0.1
+"""Seconds between two looks for an agent."""
 _ANSWER = 20.0
 """Longest time in which an agent answers, in seconds."""
+_EXPECTED = (RayError, OSError, RuntimeError, ValueError)
+"""Ray raises all of these when it is cut off."""
 
 
 class Refused(Exception):
@@ -308,7 +311,8 @@ class Desk:
         except asyncio.CancelledError:
             self.say({"id": number, "error": "broken off", "kind": "LATER"})
         except Exception as error:  # noqa: BLE001 - whoever asked must have an answer, whatever Ray comes up with
-            traceback.print_exc()
+            if not isinstance(error, _EXPECTED):
+                traceback.print_exc()
             self.say({"id": number, "error": f"{type(error).__name__}: {_first_line(error)}", "kind": "LATER"})
         else:
             self.say({"id": number, "result": result})
