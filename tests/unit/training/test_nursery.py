@@ -87,6 +87,16 @@ async def test_workers_are_started_without_one(
     assert caplog.text.count("cannot be forked") == (1 if template else 0)
 
 
+async def test_orders_that_are_too_large_go_another_way(tmp_path: Path) -> None:
+    async with launching(tmp_path, TEMPLATE) as launcher:
+        lines: list[str] = []
+        many = {f"TIDEMILL_WORKER_{number}": "x" * 1000 for number in range(200)}
+        process = await launcher.launch("job", "0.0", many, lambda line, _: lines.append(line))
+        assert await process.wait() == 0
+        assert len(lines) == 1
+        assert await printed(launcher, "1.0"), "the next one is forked"
+
+
 async def test_the_real_one_makes_real_workers(tmp_path: Path) -> None:
     """This one has no orders: it says so, as one that was started by itself does."""
     async with launching(tmp_path, REAL, (sys.executable, "-m", "tidemill.training.worker")) as launcher:
